@@ -1,0 +1,19 @@
+"""Binary vision transformers in Keras 3: train them anywhere, run them on phones and boards."""
+
+from keras_binaryvit import checkpoints, constraints, data, deploy, layers, metrics, models, quantizers
+from keras_binaryvit.memory import keep_freed_memory
+from keras_binaryvit.models import BinaryViT
+
+__version__ = "0.1.0"
+__all__ = [
+    "BinaryViT",
+    "checkpoints",
+    "constraints",
+    "data",
+    "deploy",
+    "keep_freed_memory",
+    "layers",
+    "metrics",
+    "models",
+    "quantizers",
+]

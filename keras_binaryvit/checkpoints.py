@@ -1,0 +1,191 @@
+"""The authors' PyTorch parameter names, and how each of their arrays is laid out in our variables."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_binaryvit.models import BinaryViT
+
+
+class Parameter(NamedTuple):
+    """A variable of a model and its layout in the authors' code.
+
+    Attributes:
+        variable: Ours.
+        to_torch: Turns an array in the variable's layout (its value or its gradient) into the authors'.
+        from_torch: The reverse.
+        torch_shape: Shape of the authors' array.
+    """
+
+    variable: keras.Variable
+    to_torch: Callable[[np.ndarray], np.ndarray]
+    from_torch: Callable[[np.ndarray], np.ndarray]
+    torch_shape: tuple[int, ...]
+
+
+def _parameter(variable, to_torch=None, from_torch=None):
+    def identity(array):
+        return array
+
+    to_torch, from_torch = to_torch or identity, from_torch or identity
+    return Parameter(variable, to_torch, from_torch, to_torch(np.empty(variable.shape, np.bool_)).shape)
+
+
+def _linear(variable):  # ours (in, out), theirs (out, in)
+    return _parameter(variable, np.transpose, np.transpose)
+
+
+def _conv(variable):  # ours (height, width, in, out), theirs (out, in, height, width)
+    return _parameter(variable, lambda a: np.transpose(a, (3, 2, 0, 1)), lambda a: np.transpose(a, (2, 3, 1, 0)))
+
+
+def _reshaped(variable, torch_shape):
+    return _parameter(variable, lambda a: np.reshape(a, torch_shape), lambda a: np.reshape(a, variable.shape))
+
+
+def _position(variable):  # ours (height, width, channels), theirs (1, positions, channels)
+    return _reshaped(variable, (1, -1, variable.shape[-1]))
+
+
+def _norm(prefix, layer):
+    yield f"{prefix}.weight", _parameter(layer.gamma)
+    yield f"{prefix}.bias", _parameter(layer.beta)
+    yield f"{prefix}.running_mean", _parameter(layer.moving_mean)
+    yield f"{prefix}.running_var", _parameter(layer.moving_variance)
+
+
+def _rprelu(prefix, layer):
+    yield f"{prefix}.move1", _parameter(layer.input_shift)
+    yield f"{prefix}.move2", _parameter(layer.output_shift)
+    yield f"{prefix}.prelu.weight", _parameter(layer.slope)
+
+
+def _affine(prefix, layer):
+    yield f"{prefix}.alpha", _parameter(layer.scale)
+    yield f"{prefix}.move", _parameter(layer.shift)
+
+
+def _projection(layer, shift, dense, norm, activation):
+    yield shift, _parameter(layer.shift.shift)
+    yield f"{dense}.weight", _linear(layer.dense.kernel)
+    yield from _norm(norm, layer.norm)
+    yield from _rprelu(activation, layer.activation)
+
+
+def _attention(prefix, layer):
+    projections = {"q": ("query", layer.query), "k": ("key", layer.key), "v": ("value", layer.value)}
+    for letter, (name, projection) in projections.items():
+        yield from _projection(
+            projection,
+            f"{prefix}.move{letter}",
+            f"{prefix}.{name}",
+            f"{prefix}.norm{letter}",
+            f"{prefix}.rprelu{letter}",
+        )
+    if layer.reduction > 1:
+        yield from _projection(
+            layer.reduced, f"{prefix}.mover", f"{prefix}.reduction", f"{prefix}.norm_r", f"{prefix}.rprelur"
+        )
+    yield f"{prefix}.moveq2", _parameter(layer.query_shift.shift)
+    yield f"{prefix}.movek2", _parameter(layer.key_shift.shift)
+    yield f"{prefix}.movev2", _parameter(layer.value_shift.shift)
+    yield f"{prefix}.att_prob_clip", _parameter(layer.binarizer.clip)
+    yield from _norm(f"{prefix}.norm_context", layer.context_norm)
+    yield from _rprelu(f"{prefix}.rprelu_context", layer.context_activation)
+
+
+def _block(prefix, block):
+    yield from _attention(f"{prefix}.attention.attention", block.attention)
+    for part, layer in (
+        ("attention.output", block.attention.output_projection),
+        ("intermediate", block.feed_forward.expand),
+        ("output", block.feed_forward.reduce),
+    ):
+        part = f"{prefix}.{part}"
+        yield from _projection(layer, f"{part}.move", f"{part}.dense", f"{part}.norm", f"{part}.rprelu")
+    yield from _affine(f"{prefix}.attention.output.layerscale", block.attention_affine)
+    yield from _affine(f"{prefix}.output.layerscale", block.feed_forward_affine)
+    yield from _norm(f"{prefix}.layernorm_before", block.attention_norm)
+    yield from _norm(f"{prefix}.layernorm_after", block.feed_forward_norm)
+    for (height, width), affine in zip(block.branches.windows, block.branches.affines, strict=True):
+        branch = f"h{height}" if width == 1 else f"w{width}"
+        yield from _affine(f"{prefix}.layerscale_{branch}", affine)
+
+
+def _merging(prefix, layer):
+    yield from _norm(f"{prefix}.norm0", layer.input_norm)
+    yield f"{prefix}.proj.weight", _conv(layer.convolution.kernel)
+    yield from _norm(f"{prefix}.norm", layer.norm)
+    yield f"{prefix}.position_embeddings", _position(layer.position_embedding)
+    if layer.binary:
+        yield f"{prefix}.move", _reshaped(layer.shift.shift, (1, -1, 1, 1))
+        yield from _rprelu(f"{prefix}.rprelu", layer.activation)
+
+
+def torch_parameters(model: BinaryViT) -> dict[str, Parameter]:
+    """Returns every variable of `model`, trainable or running statistic, by the authors' name.
+
+    Raises:
+        TypeError: `model` isn't a `BinaryViT`.
+    """
+    if not isinstance(model, BinaryViT):
+        raise TypeError(f"The authors' names are known for BinaryViT. Received: {type(model).__name__}")
+
+    def names():
+        embedding = model.get_layer("patch_embedding")
+        yield "vit.embeddings.position_embeddings", _position(embedding.position_embedding)
+        yield "vit.embeddings.patch_embeddings.projection.weight", _conv(embedding.convolution.kernel)
+        yield "vit.embeddings.patch_embeddings.projection.bias", _parameter(embedding.convolution.bias)
+        yield from _norm("vit.embeddings.norm", embedding.norm)
+        depths = model.stages["depths"]
+        for block in range(sum(depths)):
+            yield from _block(f"vit.encoder.layer.{block}", model.get_layer(f"block_{block}"))
+        for stage in range(1, len(depths)):
+            yield from _merging(f"vit.encoder.patch_embed{stage}", model.get_layer(f"patch_merging_{stage}"))
+        yield from _norm("vit.layernorm", model.get_layer("norm"))
+        yield "classifier.weight", _linear(model.get_layer("head").kernel)
+        yield "classifier.bias", _parameter(model.get_layer("head").bias)
+
+    return dict(names())
+
+
+def load_torch_state_dict(model: BinaryViT, state: Mapping[str, np.ndarray]) -> None:
+    """Sets the variables of `model` from the authors' state dict.
+
+    Args:
+        model: A `BinaryViT` of the same architecture.
+        state: The authors' names with NumPy arrays in their layout. `num_batches_tracked` is ignored.
+
+    Raises:
+        ValueError: Names are missing or left over, or arrays have another shape or values that aren't finite; all of
+            them are listed, and the model is unchanged.
+    """
+    parameters = torch_parameters(model)
+    state = {
+        name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")
+    }
+    problems = [f"missing: {name} {parameters[name].torch_shape}" for name in parameters if name not in state]
+    problems += [f"unexpected: {name} {state[name].shape}" for name in state if name not in parameters]
+    for name in parameters.keys() & state.keys():
+        expected, array = parameters[name].torch_shape, state[name]
+        if array.shape != expected:
+            problems.append(f"shape: {name} is {array.shape}, the model needs {expected}")
+        elif not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+            problems.append(f"values: {name} of dtype {array.dtype} holds values that are not finite numbers")
+    if problems:
+        raise ValueError(
+            f"The checkpoint doesn't fit the model {model.name!r} ({len(problems)} problems):\n  "
+            + "\n  ".join(sorted(problems))
+        )
+    for name, parameter in parameters.items():
+        parameter.variable.assign(parameter.from_torch(state[name]))
+
+
+def to_torch_state_dict(model: BinaryViT) -> dict[str, np.ndarray]:
+    """Returns the variables of `model` under the authors' names and in their layout, without `num_batches_tracked`."""
+    return {
+        name: parameter.to_torch(keras.ops.convert_to_numpy(parameter.variable))
+        for name, parameter in torch_parameters(model).items()
+    }

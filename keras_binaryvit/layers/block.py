@@ -1,0 +1,95 @@
+"""BinaryTransformerBlock: attention, feed-forward and pooling branches around two real-valued shortcuts."""
+
+import keras
+
+from keras_binaryvit import quantizers
+from keras_binaryvit.layers.affine import ResidualAffine
+from keras_binaryvit.layers.attention import BinarySelfAttention
+from keras_binaryvit.layers.feed_forward import BinaryFeedForward
+from keras_binaryvit.layers.normalization import BatchNorm
+from keras_binaryvit.layers.pooling import MultiBranchAveragePooling
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class BinaryTransformerBlock(keras.layers.Layer):
+    """One block of BinaryViT:
+
+        y = x + DropPath(Affine(Attention(BN(x))))
+        h = BN(y)
+        out = y + DropPath(Affine(FeedForward(h))) + MultiBranchAveragePooling(h)
+
+    Args:
+        num_heads: Heads of the attention; must divide the channels.
+        reduction: Spatial reduction of its keys and values; must divide the map's sides.
+        expansion: How many times wider the feed-forward layer is.
+        drop_path_rate: Share of samples whose residual branch is dropped in training, the others scaled up.
+        input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
+        kernel_quantizer: Of all binary layers' kernels: whatever `quantizers.get` takes.
+
+    Shapes: `(batch, height, width, channels)`, and the same comes out.
+
+    Source: BinaryViT, arXiv 2306.16678, figure 2 and section 3.
+    """
+
+    def __init__(
+        self,
+        num_heads: int = 1,
+        reduction: int = 1,
+        expansion: int = 4,
+        drop_path_rate: float = 0.0,
+        input_quantizer="approx_sign",
+        kernel_quantizer="centered_scaled_sign",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        arguments = {
+            "input_quantizer": quantizers.get(input_quantizer),
+            "kernel_quantizer": quantizers.get(kernel_quantizer),
+            "dtype": self.dtype_policy,
+        }
+        self.drop_path_rate = drop_path_rate
+        self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
+        self.attention = BinarySelfAttention(num_heads, reduction, **arguments, name="attention")
+        self.attention_affine = ResidualAffine(dtype=self.dtype_policy, name="attention_affine")
+        self.feed_forward_norm = BatchNorm(dtype=self.dtype_policy, name="feed_forward_norm")
+        self.feed_forward = BinaryFeedForward(expansion, **arguments, name="feed_forward")
+        self.feed_forward_affine = ResidualAffine(dtype=self.dtype_policy, name="feed_forward_affine")
+        self.branches = MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches")
+        # One decision a sample, the same for all its positions and channels.
+        self.drop_path = keras.layers.Dropout(
+            drop_path_rate, noise_shape=(None, 1, 1, 1), dtype=self.dtype_policy, name="drop_path"
+        )
+
+    def build(self, input_shape):
+        for layer in (
+            self.attention_norm,
+            self.attention,
+            self.attention_affine,
+            self.feed_forward_norm,
+            self.feed_forward,
+            self.feed_forward_affine,
+            self.branches,
+            self.drop_path,
+        ):
+            layer.build(input_shape)
+
+    def call(self, inputs, training=None):
+        x = self.attention(self.attention_norm(inputs, training=training), training=training)
+        x = inputs + self.drop_path(self.attention_affine(x), training=training)
+        h = self.feed_forward_norm(x, training=training)
+        f = self.feed_forward_affine(self.feed_forward(h, training=training))
+        return x + self.drop_path(f, training=training) + self.branches(h)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.attention.num_heads,
+            "reduction": self.attention.reduction,
+            "expansion": self.feed_forward.expansion,
+            "drop_path_rate": self.drop_path_rate,
+            "input_quantizer": quantizers.serialize(self.attention.input_quantizer),
+            "kernel_quantizer": quantizers.serialize(self.attention.kernel_quantizer),
+        }

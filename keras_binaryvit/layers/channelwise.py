@@ -1,0 +1,87 @@
+"""Per-channel functions with gradients written out, because their sums are what training spends its time in.
+
+A gradient to a per-channel parameter is a sum over all positions. Compilers for CPUs turn the one that automatic
+differentiation writes into a strided loop; as a product with a row of ones it is up to ten times faster, and closer to
+the true sum.
+"""
+
+from keras import ops
+
+
+def channel_sum(x):
+    """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32."""
+    x = ops.cast(x, "float32")
+    if len(x.shape) > 2:
+        # Row by row first: many short sums lose less to rounding than a long one.
+        x = ops.matmul(ops.ones((1, x.shape[-2])), x)
+    return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
+
+
+def _custom_gradient(function):
+    """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too."""
+
+    @ops.custom_gradient
+    def of_tensors(*args):
+        value, gradient = function(*args)
+
+        def grad(*upstreams, upstream=None):
+            gradients = gradient(upstreams[0] if upstream is None else upstream)
+            return tuple(ops.cast(g, a.dtype) for g, a in zip(gradients, args, strict=True))
+
+        return value, grad
+
+    def of_anything(*args):
+        args = [ops.convert_to_tensor(a) for a in args]
+        # TensorFlow's custom gradients take no variables.
+        return of_tensors(*(ops.copy(a) if hasattr(a, "assign") else a for a in args))
+
+    return of_anything
+
+
+@_custom_gradient
+def add(x, shift):
+    """Returns `x + shift`."""
+    return x + shift, lambda upstream: (upstream, channel_sum(upstream))
+
+
+@_custom_gradient
+def affine(x, scale, shift):
+    """Returns `x * scale + shift`."""
+
+    def gradient(upstream):
+        return upstream * scale, channel_sum(upstream * x), channel_sum(upstream)
+
+    return x * scale + shift, gradient
+
+
+@_custom_gradient
+def rprelu(x, input_shift, slope, output_shift):
+    """Returns `PReLU(x - input_shift) + output_shift` with `slope` for values below 0."""
+
+    def gradient(upstream):
+        shifted = x - input_shift
+        to_x = ops.where(shifted > 0, upstream, upstream * slope)
+        to_slope = channel_sum(upstream * ops.minimum(shifted, 0))
+        return to_x, -channel_sum(to_x), to_slope, channel_sum(upstream)
+
+    shifted = x - input_shift
+    return ops.where(shifted > 0, shifted, shifted * slope) + output_shift, gradient
+
+
+@_custom_gradient
+def normalize(x, mean, deviation, gamma, beta):
+    """Returns `(x - mean) / deviation * gamma + beta` for the `mean` and standard `deviation` of `x` itself.
+
+    The gradient to `x` counts its ways through the mean and the deviation; these two get none.
+    """
+
+    def gradient(upstream):
+        centered = x - mean
+        to_beta = channel_sum(upstream)
+        to_gamma = channel_sum(upstream * centered) / deviation
+        count = ops.cast(ops.size(x), x.dtype) / x.shape[-1]
+        slope = gamma / deviation
+        to_x = upstream * slope - (slope * to_beta / count + centered * (slope * to_gamma / (count * deviation)))
+        return to_x, ops.zeros_like(mean), ops.zeros_like(deviation), to_gamma, to_beta
+
+    return (x - mean) * (gamma / deviation) + beta, gradient

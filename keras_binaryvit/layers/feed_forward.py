@@ -1,0 +1,57 @@
+"""BinaryFeedForward: two binary projections, wide and back."""
+
+import keras
+
+from keras_binaryvit import quantizers
+from keras_binaryvit.layers.projection import BinaryProjection
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class BinaryFeedForward(keras.layers.Layer):
+    """The feed-forward part of a block: a projection to `expansion` times the channels and one back.
+
+    Args:
+        expansion: How many times wider the hidden layer is.
+        input_quantizer: Of both projections: whatever `quantizers.get` takes.
+        kernel_quantizer: Of both projections: whatever `quantizers.get` takes.
+
+    Shapes: `(batch, ..., channels)`, and the same comes out.
+
+    Source: BinaryViT, arXiv 2306.16678, section 2.
+    """
+
+    def __init__(
+        self, expansion: int = 4, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(expansion, int) or expansion < 1:
+            raise ValueError(f"expansion must be a positive integer. Received: expansion={expansion!r}")
+        self.expansion = expansion
+        self.input_quantizer = quantizers.get(input_quantizer)
+        self.kernel_quantizer = quantizers.get(kernel_quantizer)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        arguments = {
+            "input_quantizer": self.input_quantizer,
+            "kernel_quantizer": self.kernel_quantizer,
+            "dtype": self.dtype_policy,
+        }
+        self.expand = BinaryProjection(channels * self.expansion, **arguments, name="expand")
+        self.reduce = BinaryProjection(channels, **arguments, name="reduce")
+        self.expand.build(input_shape)
+        self.reduce.build(self.expand.compute_output_shape(input_shape))
+
+    def call(self, inputs, training=None):
+        return self.reduce(self.expand(inputs, training=training), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "expansion": self.expansion,
+            "input_quantizer": quantizers.serialize(self.input_quantizer),
+            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+        }

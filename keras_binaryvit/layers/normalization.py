@@ -1,0 +1,38 @@
+"""BatchNorm: batch normalisation with PyTorch's running variance."""
+
+import keras
+from keras import ops
+
+from keras_binaryvit.layers.channelwise import channel_sum, normalize
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class BatchNorm(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` with the authors' constants and PyTorch's running variance.
+
+    The running variance follows the unbiased variance of a batch, n / (n - 1) times the biased one that normalises it;
+    Keras' own layer follows the biased one. The inference model sees the difference where a batch has few positions.
+
+    Args:
+        momentum: Share of the running statistics that a step keeps.
+        epsilon: Added to the variance.
+        **kwargs: The other arguments of `keras.layers.BatchNormalization`.
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable):
+            return super().call(inputs, training=False, mask=mask)
+        x = ops.cast(inputs, "float32")
+        count = ops.cast(ops.size(x), "float32") / x.shape[-1]
+        mean = ops.stop_gradient(channel_sum(x) / count)
+        variance = ops.stop_gradient(channel_sum(ops.square(x - mean)) / count)
+        outputs = normalize(x, mean, ops.sqrt(variance + self.epsilon), self.gamma, self.beta)
+
+        unbiased = variance * (count / ops.maximum(count - 1, 1))
+        keep = self.momentum
+        self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
+        self.moving_variance.assign(self.moving_variance * keep + unbiased * (1 - keep))
+        return ops.cast(outputs, self.compute_dtype)

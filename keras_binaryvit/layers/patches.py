@@ -1,0 +1,173 @@
+"""PatchEmbedding and PatchMerging: from an image to the first map, and from a map to the next, smaller and wider one."""
+
+import keras
+from keras import ops
+
+from keras_binaryvit import quantizers
+from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.normalization import BatchNorm
+from keras_binaryvit.layers.projection import kernel_initializer
+from keras_binaryvit.layers.quant_dense import QuantConv2D
+
+
+def _check_map(layer, input_shape, side):
+    if len(input_shape) != 4 or None in input_shape[1:]:
+        raise ValueError(
+            f"{type(layer).__name__} takes maps of a known shape (batch, height, width, channels). "
+            f"Received: input shape {tuple(input_shape)}"
+        )
+    if input_shape[1] % side or input_shape[2] % side:
+        raise ValueError(
+            f"The map's height and width must be multiples of {side}, the side of a patch of {type(layer).__name__}. "
+            f"Received: map {input_shape[1]}x{input_shape[2]}"
+        )
+
+
+def _add_position_embedding(layer, output_shape):
+    return layer.add_weight(
+        name="position_embedding",
+        shape=output_shape[1:],
+        initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+    )
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class PatchEmbedding(keras.layers.Layer):
+    """A real-valued convolution over patches with bias, batch normalisation, and a learned position embedding.
+
+    Args:
+        embed_dim: Channels of the output.
+        patch_size: Side of a patch; must divide the image's sides.
+
+    Shapes: `(batch, height, width, channels)` gives `(batch, height / patch_size, width / patch_size, embed_dim)`.
+
+    Raises:
+        ValueError: The patches don't divide the image.
+
+    Source: BinaryViT, arXiv 2306.16678, section 3.4.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int = 4, **kwargs):
+        super().__init__(**kwargs)
+        self.embed_dim = embed_dim
+        self.patch_size = patch_size
+
+    def build(self, input_shape):
+        _check_map(self, input_shape, self.patch_size)
+        limit = (self.patch_size**2 * input_shape[-1]) ** -0.5
+        self.convolution = keras.layers.Conv2D(
+            self.embed_dim,
+            self.patch_size,
+            self.patch_size,
+            data_format="channels_last",
+            kernel_initializer=kernel_initializer(),
+            bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+            dtype=self.dtype_policy,
+            name="convolution",
+        )
+        self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
+        output_shape = self.compute_output_shape(input_shape)
+        self.convolution.build(input_shape)
+        self.norm.build(output_shape)
+        self.position_embedding = _add_position_embedding(self, output_shape)
+
+    def call(self, inputs, training=None):
+        return self.norm(self.convolution(inputs), training=training) + self.position_embedding
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        return batch, height // self.patch_size, width // self.patch_size, self.embed_dim
+
+    def get_config(self):
+        return {**super().get_config(), "embed_dim": self.embed_dim, "patch_size": self.patch_size}
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class PatchMerging(keras.layers.Layer):
+    """Halves a map's sides and widens it, between two stages of the pyramid.
+
+    Binary, with y = BN(x): `RPReLU(BN(Conv_b 2x2/2 (sign(y + shift))) + copies(AvgPool 2x2(y))) + position`, where
+    copies repeats all channels up to `embed_dim`. Full precision: `BN(Conv 2x2/2 (BN(x))) + position`.
+
+    Args:
+        embed_dim: Channels of the output; with binary merging a multiple of the input's.
+        binary: Whether the convolution is binary.
+        input_quantizer: Of the binary convolution's inputs: whatever `quantizers.get` takes.
+        kernel_quantizer: Of the binary convolution's kernel: whatever `quantizers.get` takes.
+
+    Shapes: `(batch, height, width, channels)` gives `(batch, height / 2, width / 2, embed_dim)`.
+
+    Raises:
+        ValueError: The sides are odd, or `embed_dim` is no multiple of the channels.
+
+    Source: BinaryViT, arXiv 2306.16678, section 3.4; full precision is the paper's row with a dagger.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        binary: bool = True,
+        input_quantizer="approx_sign",
+        kernel_quantizer="scaled_sign",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.embed_dim = embed_dim
+        self.binary = binary
+        self.input_quantizer = quantizers.get(input_quantizer)
+        self.kernel_quantizer = quantizers.get(kernel_quantizer)
+
+    def build(self, input_shape):
+        _check_map(self, input_shape, 2)
+        channels = input_shape[-1]
+        output_shape = self.compute_output_shape(input_shape)
+        self.input_norm = BatchNorm(dtype=self.dtype_policy, name="input_norm")
+        self.convolution = QuantConv2D(
+            self.embed_dim,
+            2,
+            2,
+            data_format="channels_last",
+            use_bias=False,
+            input_quantizer=self.input_quantizer if self.binary else None,
+            kernel_quantizer=self.kernel_quantizer if self.binary else None,
+            kernel_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="convolution",
+        )
+        self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
+        self.input_norm.build(input_shape)
+        self.convolution.build(input_shape)
+        self.norm.build(output_shape)
+        if self.binary:
+            if self.embed_dim % channels:
+                raise ValueError(
+                    "Binary patch merging needs an embed_dim that is a multiple of the channels. "
+                    f"Received: embed_dim={self.embed_dim}, channels={channels}"
+                )
+            self.shift = Shift(dtype=self.dtype_policy, name="shift")
+            self.activation = RPReLU(dtype=self.dtype_policy, name="activation")
+            self.shift.build(input_shape)
+            self.activation.build(output_shape)
+        self.position_embedding = _add_position_embedding(self, output_shape)
+
+    def call(self, inputs, training=None):
+        inputs = self.input_norm(inputs, training=training)
+        merged = self.norm(self.convolution(self.shift(inputs) if self.binary else inputs), training=training)
+        if self.binary:
+            pooled = ops.average_pool(inputs, 2, 2, "valid", data_format="channels_last")
+            copies = self.embed_dim // pooled.shape[-1]
+            merged = self.activation(merged + ops.concatenate([pooled] * copies, axis=-1))
+        return merged + self.position_embedding
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        return batch, height // 2, width // 2, self.embed_dim
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "embed_dim": self.embed_dim,
+            "binary": self.binary,
+            "input_quantizer": quantizers.serialize(self.input_quantizer),
+            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+        }

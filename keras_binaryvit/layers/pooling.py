@@ -1,0 +1,50 @@
+"""MultiBranchAveragePooling: average pooling over several windows, each with its own affine."""
+
+import keras
+from keras import ops
+
+from keras_binaryvit.layers.affine import ResidualAffine
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class MultiBranchAveragePooling(keras.layers.Layer):
+    """The sum of several average poolings, each followed by its own per-channel scale and shift.
+
+    Every pooling has stride 1 and keeps the map's size; the zeros around the map count in the mean, so a border of
+    ones gives 0.6, 0.8, 1 with a window of 5. The scales start at 0: the branches fade in.
+
+    Args:
+        windows: `(height, width)` of each branch's window; odd numbers.
+
+    Shapes: `(batch, height, width, channels)`, and the same comes out.
+
+    Source: BinaryViT, arXiv 2306.16678, section 3.2.
+    """
+
+    def __init__(self, windows=((3, 1), (1, 3), (5, 1), (1, 5)), **kwargs):
+        super().__init__(**kwargs)
+        self.windows = tuple(tuple(window) for window in windows)
+        for window in self.windows:
+            if len(window) != 2 or any(not isinstance(size, int) or size < 1 or size % 2 == 0 for size in window):
+                raise ValueError(f"A window is (height, width) of odd positive integers. Received: windows={windows}")
+        self.affines = [ResidualAffine(0.0, name=f"affine_{h}x{w}") for h, w in self.windows]
+
+    def build(self, input_shape):
+        for affine in self.affines:
+            affine.build(input_shape)
+
+    def call(self, inputs):
+        outputs = 0
+        for (height, width), affine in zip(self.windows, self.affines, strict=True):
+            # Padded by hand: Keras' own "same" padding leaves the zeros out of the mean.
+            paddings = ((0, 0), (height // 2, height // 2), (width // 2, width // 2), (0, 0))
+            padded = ops.pad(inputs, paddings)
+            pooled = ops.average_pool(padded, (height, width), 1, "valid", data_format="channels_last")
+            outputs = outputs + affine(pooled)
+        return outputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "windows": self.windows}

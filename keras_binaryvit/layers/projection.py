@@ -1,0 +1,94 @@
+"""BinaryProjection: the binary dense layer with the real-valued shortcut around it."""
+
+import keras
+from keras import ops
+
+from keras_binaryvit import quantizers
+from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.normalization import BatchNorm
+from keras_binaryvit.layers.quant_dense import QuantDense
+
+
+def kernel_initializer():
+    """Returns U(+-1 / sqrt(fan_in)), what the authors' kernels start from."""
+    return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class BinaryProjection(keras.layers.Layer):
+    """`RPReLU(BN(Dense_b(sign(x + shift))) + shortcut(x))`, the unit that BinaryViT's blocks are made of.
+
+    The shortcut has no parameters. With as many units as channels it is x. With E times as many it is E whole copies of
+    x side by side: unit j gets channel j mod C. With a fraction 1/E it is the mean of E adjacent channels. The last two
+    don't invert each other.
+
+    Args:
+        units: Size of the last axis of the output: the channels, a multiple or a divisor of them.
+        input_quantizer: Of the shifted inputs: whatever `quantizers.get` takes.
+        kernel_quantizer: Of the kernel: whatever `quantizers.get` takes.
+
+    Shapes: `(batch, ..., channels)` gives `(batch, ..., units)`.
+
+    Raises:
+        ValueError: The channels neither divide nor are divided by `units`.
+
+    Source: BinaryViT, arXiv 2306.16678, sections 2 and 3, and the authors' code.
+    """
+
+    def __init__(
+        self, units: int, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.units = units
+        self.shift = Shift(dtype=self.dtype_policy, name="shift")
+        self.dense = QuantDense(
+            units,
+            use_bias=False,
+            input_quantizer=input_quantizer,
+            kernel_quantizer=kernel_quantizer,
+            kernel_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
+        self.activation = RPReLU(dtype=self.dtype_policy, name="activation")
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels % self.units and self.units % channels:
+            raise ValueError(
+                "The shortcut of BinaryProjection needs units that are a multiple or a divisor of the channels. "
+                f"Received: units={self.units}, channels={channels} (input shape {tuple(input_shape)})"
+            )
+        output_shape = self.compute_output_shape(input_shape)
+        self.shift.build(input_shape)
+        self.dense.build(input_shape)
+        self.norm.build(output_shape)
+        self.activation.build(output_shape)
+
+    def call(self, inputs, training=None):
+        outputs = self.norm(self.dense(self.shift(inputs)), training=training)
+        return self.activation(self._add_shortcut(outputs, inputs))
+
+    def _add_shortcut(self, outputs, inputs):
+        channels = inputs.shape[-1]
+        if self.units == channels:
+            return outputs + inputs
+        *leading, _ = ops.shape(inputs)
+        if self.units < channels:
+            groups = ops.reshape(inputs, (*leading, self.units, channels // self.units))
+            return outputs + ops.mean(groups, axis=-1)
+        # A broadcast over the copies, so that they are never written to memory.
+        copies = ops.reshape(outputs, (*leading, self.units // channels, channels))
+        return ops.reshape(copies + ops.expand_dims(inputs, -2), (*leading, self.units))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "input_quantizer": quantizers.serialize(self.dense.input_quantizer),
+            "kernel_quantizer": quantizers.serialize(self.dense.kernel_quantizer),
+        }

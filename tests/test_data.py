@@ -1,0 +1,507 @@
+"""Tests of keras_binaryvit.data, on data sets of a few images which TFDS writes into a temporary folder."""
+
+import dataclasses
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_binaryvit import data
+
+tfds = pytest.importorskip("tensorflow_datasets")
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("sklearn")
+
+SIZES = [(40, 60), (61, 45), (50, 50), (33, 97)]  # height, width
+
+
+def smooth_image(height, width, seed, channels=3):
+    """Low-frequency noise, which JPEG and different resamplers keep alike; red tells the row, green the column."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 5), dtype=np.uint8)
+    noise = np.asarray(Image.fromarray(noise).resize((width, height), Image.BICUBIC))
+    if channels == 1:
+        return noise[..., np.newaxis]
+    row, column = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
+    return np.stack([np.rint(row), np.rint(column), noise], axis=-1).astype(np.uint8)
+
+
+def encode(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    file.seek(0)
+    return file
+
+
+def write(data_dir, name, features, examples, file_count=1):
+    """Write a data set with the same examples in `train` and, in reverse, in `test`."""
+
+    def generate(order):
+        return lambda: ((index, examples[index]) for index in order)
+
+    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.2.3")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            order = range(len(examples))
+            return {"train": generate(order)(), "test": generate(order[::-1])()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Writer.name = name
+    config = tfds.download.DownloadConfig(num_shards=file_count)
+    Writer(data_dir=data_dir).download_and_prepare(download_config=config)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
+    fixed = [{"image": smooth_image(16, 16, i), "label": i % 3, "id": str(i)} for i in range(20)]
+    image = tfds.features.Image(shape=(16, 16, 3), encoding_format="png")
+    write(folder, "fixed", {"image": image, "label": label, "id": tfds.features.Text()}, fixed, file_count=4)
+    images = [smooth_image(*size, i) for i, size in enumerate(SIZES)]
+    varying = [{"image": encode(image), "label": i % 3} for i, image in enumerate(images)]
+    write(folder, "varying", {"image": tfds.features.Image(encoding_format="jpeg"), "label": label}, varying)
+    write(
+        folder,
+        "varying_png",
+        {"image": tfds.features.Image(encoding_format="png"), "label": label},
+        [{"image": image, "label": i % 3} for i, image in enumerate(images)],
+    )
+    grey = [{"image": smooth_image(8, 12, i, 1), "label": i % 3} for i in range(4)]
+    write(folder, "grey", {"image": tfds.features.Image(shape=(8, 12, 1)), "label": label}, grey)
+    write(folder, "unlabelled", {"image": image}, [{"image": smooth_image(16, 16, 0)}])
+    return folder
+
+
+def arrays(dataset):
+    """One epoch as (images, labels)."""
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def pixels(name, data_dir, **kwargs):
+    """One epoch's images as uint8, in their stored order."""
+    return data.denormalize(arrays(data.load(name, data_dir=data_dir, shuffle=False, **kwargs))[0], name)
+
+
+def stored(name, data_dir, split="train"):
+    builder = tfds.builder_from_directory(data_dir / name / "1.2.3")
+    return [example["image"] for example in tfds.as_numpy(builder.as_dataset(split=split))]
+
+
+# Digits.
+
+
+def test_digits_batches():
+    dataset = data.load()
+    images_spec, labels_spec = dataset.element_spec
+    assert images_spec.shape.as_list() == [None, 8, 8, 1] and images_spec.dtype == tf.float32
+    assert labels_spec.shape.as_list() == [None] and labels_spec.dtype == tf.int32
+    images, labels = arrays(dataset)
+    assert images.shape == (1442, 8, 8, 1) and labels.shape == (1442,)
+    assert len(dataset) == 12
+    assert len(data.load(drop_remainder=True)) == 11
+
+
+def test_digits_info():
+    described = data.info()
+    assert dataclasses.asdict(described) == {
+        "name": "digits",
+        "num_classes": 10,
+        "class_names": tuple("0123456789"),
+        "image_shape": (8, 8, 1),
+        "num_examples": {"train": 1442, "test": 355},
+    }
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        described.name = "other"
+
+
+def test_digits_split_is_fixed_stratified_and_complete():
+    from sklearn.datasets import load_digits
+
+    original = load_digits()
+    train = arrays(data.load(shuffle=False, seed=1))
+    test = arrays(data.load(split="test", seed=2))
+    for k in range(10):
+        assert abs(sum(test[1] == k) / sum(original.target == k) - 0.2) < 0.01
+    both = np.concatenate([data.denormalize(train[0], "digits"), data.denormalize(test[0], "digits")])
+    expected = np.rint(original.images * 255 / 16).astype(np.uint8)
+    key = lambda images: sorted(image.tobytes() for image in images)  # noqa: E731
+    assert key(both) == key(expected)
+    assert {image.tobytes() for image in data.denormalize(test[0], "digits")} == {
+        expected[i].tobytes() for k in range(10) for i in np.flatnonzero(original.target == k)[4::5]
+    }
+
+
+def test_digits_are_normalised_by_the_training_images():
+    images, _ = arrays(data.load())
+    assert abs(images.mean()) < 1e-3 and abs(images.std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("augment", ["pad_crop", True])
+def test_digits_are_shifted_but_not_flipped(augment):
+    plain = data.denormalize(arrays(data.load(split="test"))[0], "digits")
+    moved = data.denormalize(arrays(data.load(split="test", augment=augment))[0], "digits")
+    padded = np.pad(plain, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    found = set()
+    for i in range(len(plain)):
+        hits = [(y, x) for y in range(3) for x in range(3) if (padded[i, y : y + 8, x : x + 8] == moved[i]).all()]
+        assert hits, i
+        found.add(hits[0])
+    assert len(found) == 9
+
+
+def test_digits_are_resized():
+    plain, _ = arrays(data.load(split="test"))
+    images, _ = arrays(data.load(split="test", image_size=16))
+    expected = [np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.BILINEAR)) for image in plain]
+    np.testing.assert_allclose(images[..., 0], expected, atol=1e-5)
+    smaller, _ = arrays(data.load(split="test", image_size=4))
+    expected = [np.asarray(Image.fromarray(image[..., 0]).resize((4, 4), Image.BILINEAR)) for image in plain]
+    np.testing.assert_allclose(smaller[..., 0], expected, atol=1e-5)
+
+
+# Splits.
+
+SLICES = [
+    "train",
+    "train[:100]",
+    "train[10%:20%]",
+    "train[-33%:]",
+    "test[3:5]",
+    "test[:-350]",
+    "train[20:77]",
+    "train[5:6]+test",
+]
+
+
+@pytest.mark.parametrize("split", SLICES)
+def test_slices_are_those_of_tfds(split):
+    described = data.info()
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0, filename_template=None)
+        for name, count in described.num_examples.items()
+    }
+    expected = []
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos):
+        total = described.num_examples[part.splitname]
+        expected.append((part.splitname, part.from_ or 0, total if part.to is None else part.to))
+    assert data._parse_split(split, described) == expected
+
+
+def test_sliced_digits():
+    everything, _ = arrays(data.load(shuffle=False))
+    images, _ = arrays(data.load(split="train[-5:]+train[2:4]", shuffle=False))
+    np.testing.assert_array_equal(images, np.concatenate([everything[-5:], everything[2:4]]))
+
+
+def test_sliced_tfds(data_dir):
+    everything = pixels("fixed", data_dir)
+    np.testing.assert_array_equal(pixels("fixed", data_dir, split="train[5:8]"), everything[5:8])
+    np.testing.assert_array_equal(pixels("fixed", data_dir, split="train[-10%:]"), everything[-2:])
+
+
+@pytest.mark.parametrize(
+    "split, message",
+    [
+        ("validation", r"'digits' has \['train', 'test'\] and no split 'validation'"),
+        ("train+valid", "'valid'"),
+        ("train[:x]", r"train\[:x\]"),
+        ("", "Can't read split ''"),
+        ("train[:2000]", r"'train\[:2000\]'.*outside its 1442 examples"),
+        ("train[5:5]", "empty"),
+        ("train[3%:55]", "Can't read"),  # TFDS takes this 55 for a percentage
+    ],
+)
+def test_bad_split(split, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(split=split)
+
+
+# TFDS, evaluation.
+
+
+def test_tfds_info(data_dir):
+    names = ("cat", "dog", "owl")
+    assert data.info("fixed", data_dir) == data.DatasetInfo("fixed", 3, names, (16, 16, 3), {"train": 20, "test": 20})
+    assert data.info("varying:1.2.3", str(data_dir)).image_shape == (None, None, 3)
+    assert data.info("grey", data_dir).image_shape == (8, 12, 1)
+
+
+@pytest.mark.parametrize("cache", [None, True, False, "file"])
+def test_fixed_size_values(data_dir, tmp_path, cache):
+    cache = tmp_path / "cache" if cache == "file" else cache
+    dataset = data.load("fixed", "test", data_dir=data_dir, batch_size=8, cache=cache)
+    expected = (np.stack(stored("fixed", data_dir, "test")) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    for _ in range(2):
+        images, labels = arrays(dataset)
+        np.testing.assert_allclose(images, expected, atol=1e-5)
+        assert labels.dtype == np.int32 and set(labels) == {0, 1, 2}
+    assert [len(labels) for _, labels in dataset] == [8, 8, 4]
+    assert bool(list(tmp_path.iterdir())) == (cache is not None and not isinstance(cache, bool))
+
+
+def test_grey_images_stay_grey(data_dir):
+    np.testing.assert_array_equal(pixels("grey", data_dir), stored("grey", data_dir))
+    assert pixels("grey", data_dir, image_size=6).shape == (4, 6, 6, 1)
+
+
+@pytest.mark.parametrize("name, tolerance", [("varying", 2), ("varying_png", 2)])
+def test_varying_sizes_are_resized_and_cropped_in_the_centre(data_dir, name, tolerance):
+    expected = []
+    for image in stored(name, data_dir):
+        short = round(28 * 256 / 224)
+        height, width = (short * length // min(image.shape[:2]) for length in image.shape[:2])
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+        top, left = (height - 28) // 2, (width - 28) // 2
+        expected.append(resized[top : top + 28, left : left + 28])
+    images = pixels(name, data_dir, image_size=28)
+    assert images.shape == (4, 28, 28, 3)
+    assert np.abs(images.astype(int) - expected).max() <= tolerance
+    for cache in (False, True):
+        np.testing.assert_array_equal(images, pixels(name, data_dir, image_size=28, cache=cache))
+
+
+# Augmentation.
+
+
+def test_pad_crop(data_dir):
+    plain = pixels("fixed", data_dir)
+    padded = np.pad(plain, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    found = set()
+    dataset = data.load("fixed", data_dir=data_dir, augment="pad_crop", shuffle=False, batch_size=7)
+    for _ in range(5):
+        moved = data.denormalize(arrays(dataset)[0], "fixed")
+        for i in range(len(plain)):
+            hits = [
+                (y, x, flip)
+                for y, x, flip in np.ndindex(5, 5, 2)
+                if (padded[i, y : y + 16, x : x + 16][:, :: -1 if flip else 1] == moved[i]).all()
+            ]
+            assert len(hits) == 1
+            found.update(hits)
+    assert {y for y, _, _ in found} == {x for _, x, _ in found} == set(range(5))
+    assert {flip for _, _, flip in found} == {0, 1}
+
+
+def test_true_chooses_by_the_stored_size(data_dir):
+    def same(name, augment):
+        a, b = (arrays(data.load(name, data_dir=data_dir, image_size=16, augment=a))[0] for a in (True, augment))
+        return np.array_equal(a, b)
+
+    assert same("fixed", "pad_crop") and not same("fixed", "random_resized_crop")
+    assert same("varying", "random_resized_crop") and not same("varying", "pad_crop")
+
+
+@pytest.mark.parametrize("name", ["fixed", "varying_png"])
+def test_random_resized_crops_are_parts_of_the_image(data_dir, name):
+    images = stored(name, data_dir)
+    boxes = set()
+    moved = pixels(name, data_dir, augment="random_resized_crop", image_size=16)
+    for image, crop in zip(images, moved, strict=True):
+        height, width = image.shape[:2]
+        flip = crop[8, 0, 1] > crop[8, 15, 1]
+        crop = crop[:, ::-1] if flip else crop
+        # Where in the image the crop's pixels come from, read off the colours; away from the border, which repeats.
+        rows = crop[..., 0].mean(axis=1) * (height - 1) / 255
+        columns = crop[..., 1].mean(axis=0) * (width - 1) / 255
+        step_y, step_x = (rows[12] - rows[4]) / 8, (columns[12] - columns[4]) / 8
+        box_height, box_width = 16 * step_y, 16 * step_x
+        top, left = rows[8] - 8.5 * step_y + 0.5, columns[8] - 8.5 * step_x + 0.5
+        bottom, right = top + box_height, left + box_width
+        slack = 1.0 if name != "fixed" else 0.2  # pixels; encoded images are cut at whole ones
+        assert min(top, left) > -slack and bottom < height + slack and right < width + slack
+        assert (box_height + slack) * (box_width + slack) > 0.08 * height * width
+        assert 3 / 4 - 0.1 < box_width / box_height < 4 / 3 + 0.1
+        box = (max(0, left), max(0, top), min(width, right), min(height, bottom))
+        box = box if name == "fixed" else tuple(np.round(box))
+        window = np.asarray(Image.fromarray(image).resize((16, 16), Image.BILINEAR, box))
+        assert np.abs(window[2:-2, 2:-2].astype(int) - crop[2:-2, 2:-2]).max() < 12
+        boxes.add((bool(flip), *np.round(box)))
+    assert len(boxes) == len(images)
+    assert {flip for flip, *_ in boxes} == {False, True} or name != "fixed"
+
+
+def test_partly_decoded_jpegs_are_the_crops_of_decoded_ones(data_dir):
+    arguments = {"augment": "random_resized_crop", "image_size": 16, "shuffle": False, "data_dir": data_dir}
+    datasets = [data.load(name, **arguments) for name in ("varying", "varying_png")]
+    for _ in range(20):  # a JPEG's part outside the image would be an error
+        jpeg, png = (data.denormalize(arrays(dataset)[0], "varying").astype(int) for dataset in datasets)
+        assert np.abs(jpeg - png).max() < 12 and np.abs(jpeg - png).mean() < 2
+
+
+def test_random_boxes():
+    # As many as torchvision's RandomResizedCrop draws, of each area: it draws ten times, until one fits.
+    generator = np.random.default_rng(0)
+    for height, width in [(32, 32), (50, 200), (300, 100)]:
+        top, left, box_height, box_width = (
+            value.numpy() for value in data._random_boxes(tf.constant([1, 2], tf.int64), 4000, height, width)
+        )
+        assert top.min() > -1e-3 and (top + box_height).max() < height + 1e-3
+        assert left.min() > -1e-3 and (left + box_width).max() < width + 1e-3
+        for start, room in ((top, height - box_height), (left, width - box_width)):
+            np.testing.assert_allclose(
+                np.quantile(start[room > 1] / room[room > 1], [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.04
+            )
+        aspect = box_width / box_height
+        assert 0.75 - 1e-4 < aspect.min() < 0.76 and 1.32 < aspect.max() < 4 / 3 + 1e-4
+        area = box_height * box_width / (height * width)
+        assert 0.08 - 1e-4 < area.min() < 0.09
+        draws = generator.uniform(0.08, 1, (4000, 10)) * height * width
+        ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3), (4000, 10)))
+        fits = (np.sqrt(draws * ratio) <= width) & (np.sqrt(draws / ratio) <= height)
+        expected = [draw[fit][0] / (height * width) for draw, fit in zip(draws, fits, strict=True) if fit.any()]
+        quantiles = np.linspace(0.1, 0.9, 9)
+        np.testing.assert_allclose(np.quantile(area, quantiles), np.quantile(expected, quantiles), atol=0.03)
+
+
+def test_identity_box_keeps_the_image_and_a_half_box_is_bilinear():
+    image = smooth_image(16, 16, 3).astype(np.float32)
+    kept = data._augment(tf.constant(image[None]), None, False, tf.constant([0, 1], tf.int64))
+    np.testing.assert_array_equal(kept[0], image)
+    # A box is what tf.image.resize makes of the cut-out part, apart from its border, where it sees more of the image.
+    top, left, height, width = (tf.constant([value], tf.float32) for value in (4, 2, 8, 8))
+    original = data._random_boxes
+    try:
+        data._random_boxes = lambda *_: (top, left, height, width)
+        crop = data._augment(tf.constant(image[None]), "random_resized_crop", False, tf.constant([0, 1], tf.int64))
+    finally:
+        data._random_boxes = original
+    expected = tf.image.resize(image[4:12, 2:10], (16, 16))
+    np.testing.assert_allclose(crop[0, 1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("augment", ["random_resized_crop", "pad_crop"])
+@pytest.mark.parametrize("name", ["fixed", "varying", "digits"])
+def test_epochs_are_reproducible_and_differ(data_dir, name, augment, cache):
+    def epochs(seed):
+        kwargs = {"image_size": 16, "augment": augment, "cache": cache, "seed": seed, "batch_size": 3, "shuffle": False}
+        dataset = data.load(name, "train[:16]" if name != "varying" else "train", data_dir=data_dir, **kwargs)
+        return [arrays(dataset)[0] for _ in range(3)]
+
+    first, again, other = epochs(1), epochs(1), epochs(2)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[1], first[2])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_shuffling(data_dir):
+    ordered = [arrays(data.load("fixed", split, data_dir=data_dir, shuffle=False))[0] for split in ("train", "test")]
+    np.testing.assert_array_equal(arrays(data.load("fixed", "test", data_dir=data_dir))[0], ordered[1])
+    for cache in (True, False):
+        dataset = data.load("fixed", data_dir=data_dir, cache=cache)
+        one, two = arrays(dataset)[0], arrays(dataset)[0]
+        np.testing.assert_array_equal(one, arrays(data.load("fixed", data_dir=data_dir, cache=cache))[0])
+        assert not np.array_equal(one, ordered[0]) and not np.array_equal(one, two)
+        np.testing.assert_array_equal(np.sort(one, axis=0), np.sort(ordered[0], axis=0))
+
+
+def test_automatic_cache_depends_on_the_size(data_dir, monkeypatch):
+    def is_cached():
+        calls = []
+        monkeypatch.setattr(tf.data.Dataset, "cache", lambda self, path: calls.append(path) or self)
+        data.load("fixed", data_dir=data_dir)
+        return calls == [""]
+
+    assert is_cached()
+    monkeypatch.setattr(data, "_CACHE_LIMIT", 20 * 16 * 16 * 3)
+    assert not is_cached()
+    monkeypatch.setattr(data, "_CACHE_LIMIT", 20 * 16 * 16 * 3 + 1)
+    assert is_cached()
+
+
+def test_fit():
+    import keras
+
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    model.fit(data.load(batch_size=32, augment=True), epochs=3, validation_data=data.load(split="test"), verbose=0)
+    assert model.evaluate(data.load(split="test"), verbose=0)[1] > 0.5
+
+
+# Normalisation.
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "imagenet2012", "mnist", "fashion_mnist", "mnist_corrupted/fog"]
+)
+def test_denormalize_inverts_normalize(name):
+    channels = 1 if "mnist" in name else 3
+    images = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(channels, axis=-1)
+    normalised = data.normalize(images, name)
+    assert normalised.dtype == np.float32
+    restored = data.denormalize(normalised, name)
+    assert restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored, images)
+    assert data.denormalize(normalised + 100, name).min() == 255
+
+
+def test_normalize_constants():
+    pixel = np.array([[0, 128, 255]], np.uint8)
+    expected = [[(0 - 0.4914) / 0.2470, (128 / 255 - 0.4822) / 0.2435, (1 - 0.4465) / 0.2616]]
+    np.testing.assert_allclose(data.normalize(pixel, "cifar10:3.0.2"), expected, rtol=1e-5)
+    np.testing.assert_allclose(data.normalize(pixel[..., 2:], "mnist"), [[(1 - 0.1307) / 0.3081]], rtol=1e-5)
+    with pytest.raises(ValueError, match="'cifar10' have 3 channels, not 1"):
+        data.normalize(pixel[..., :1], "cifar10")
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "image_size"])
+@pytest.mark.parametrize("value", [0, -3, 2.5, "8", True])
+def test_bad_sizes(argument, value):
+    with pytest.raises(ValueError, match=f"{argument} must be a positive integer, not {value!r}"):
+        data.load(**{argument: value})
+
+
+def test_bad_augment():
+    with pytest.raises(ValueError, match="'mixup'"):
+        data.load(augment="mixup")
+
+
+def test_varying_sizes_need_image_size(data_dir):
+    with pytest.raises(ValueError, match="'varying'.*image_size"):
+        data.load("varying", data_dir=data_dir)
+
+
+def test_unknown_names(data_dir):
+    with pytest.raises(ValueError, match="'cifar1O'.*'cifar10'.*list_builders"):
+        data.load("cifar1O", data_dir=data_dir)
+    with pytest.raises(ValueError, match="foo bar"):
+        data.load("foo bar", data_dir=data_dir)
+
+
+def test_missing_files(data_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        data.load("cifar10", data_dir=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError) as raised:
+        data.load("mnist", data_dir=tmp_path)
+    command = f"python -c \"import tensorflow_datasets as tfds; tfds.load('mnist', data_dir='{tmp_path}')\""
+    assert str(raised.value).endswith(command)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_for_classification_are_needed(data_dir):
+    with pytest.raises(ValueError, match="'unlabelled' needs.*'label'"):
+        data.info("unlabelled", data_dir)
+
+
+@pytest.mark.parametrize(
+    "module, extra", [("sklearn.datasets", "examples"), ("tensorflow_datasets", "data"), ("tensorflow", "tensorflow")]
+)
+def test_missing_packages(data_dir, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    name = "fixed" if extra == "data" else "digits"
+    with pytest.raises(ImportError, match=rf"pip install keras-binaryvit\[{extra}\]"):
+        data.load(name, data_dir=data_dir)
