@@ -421,7 +421,9 @@ class ElasticBinarizer(keras.layers.Layer):
 
         Their product is the layer's output, and its gradients are those stated above.
         """
-        clip = self.clip + ops.stop_gradient(ops.maximum(self.clip, self.smallest_clip) - self.clip)
+        # In this order the value is exact: what is added is 0.
+        clip = ops.stop_gradient(ops.maximum(self.clip, self.smallest_clip))
+        clip = clip + (self.clip - ops.stop_gradient(self.clip))
 
         @ops.custom_gradient
         def bits(p, c):
@@ -523,6 +525,11 @@ def get(identifier) -> Quantizer | None:
         "A quantiser is a name, an object of keras_binaryvit.quantizers or of Larq, or a function of a tensor. "
         f"Received: {identifier!r} (of type {type(identifier).__name__})"
     )
+
+
+def is_one_bit(quantizer) -> bool:
+    """Returns whether the values of `quantizer` have one bit. `NoOp` only marks a variable: its values are real."""
+    return getattr(quantizer, "precision", None) == 1 and not isinstance(quantizer, NoOp)
 
 
 def serialize(quantizer) -> dict | None:

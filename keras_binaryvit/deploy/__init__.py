@@ -1,1 +1,19 @@
-"""From a trained model to a `.tflite` file."""
+"""From a trained model to a `.tflite` file, and the proof that it computes the same."""
+
+from keras_binaryvit.deploy.files import load_model, write_file
+from keras_binaryvit.deploy.freeze import freeze
+from keras_binaryvit.deploy.lce import ConversionError, convert, count_ops, predict
+from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
+
+__all__ = [
+    "ConversionError",
+    "Verification",
+    "VerificationError",
+    "convert",
+    "count_ops",
+    "freeze",
+    "load_model",
+    "predict",
+    "verify",
+    "write_file",
+]

@@ -16,7 +16,7 @@ class _QuantizedKernel:
     @property
     def is_binary(self) -> bool:
         """Whether the layer multiplies 1-bit values with 1-bit kernels."""
-        return _is_one_bit(self.input_quantizer) and _is_one_bit(self.kernel_quantizer)
+        return quantizers.is_one_bit(self.input_quantizer) and quantizers.is_one_bit(self.kernel_quantizer)
 
     @property
     def is_frozen(self) -> bool:
@@ -34,6 +34,13 @@ class _QuantizedKernel:
         if self.is_frozen:
             units = self.kernel.shape[-1]
             self.scale = self.add_weight(name="scale", shape=(units,), initializer="ones", autocast=False)
+
+    def save_own_variables(self, store):
+        # Keras' own layers save a kernel and a bias only; a frozen layer has a scale too. The keys stay "0", "1", ...
+        keras.layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store):
+        keras.layers.Layer.load_own_variables(self, store)
 
     def quantized_kernel(self):
         """Returns `(values, scale)`: what the product is taken with, and the factor of each unit or `None`."""
@@ -53,6 +60,8 @@ class _QuantizedKernel:
         dtype = "float32" if self.is_binary else self.compute_dtype
         outputs = product(ops.cast(inputs, dtype), ops.cast(kernel, dtype))
         if scale is not None:
+            if getattr(self, "data_format", None) == "channels_first":
+                scale = ops.reshape(scale, (-1, 1, 1))
             outputs = outputs * ops.cast(scale, dtype)
         return ops.cast(outputs, self.compute_dtype)
 
@@ -63,10 +72,6 @@ class _QuantizedKernel:
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
         }
-
-
-def _is_one_bit(quantizer):
-    return getattr(quantizer, "precision", None) == 1 and not isinstance(quantizer, quantizers.NoOp)
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -107,6 +112,13 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
             **kwargs,
         )
 
+    def add_weight(self, shape=None, *args, name=None, **kwargs):
+        if name == "kernel" and self.is_frozen:
+            # LCE has a binary convolution and no binary dense op, so a frozen layer is a convolution over positions;
+            # a reshape between its kernel and the convolution would keep the converter from seeing a constant.
+            shape = (1, 1, *shape)
+        return super().add_weight(shape, *args, name=name, **kwargs)
+
     def call(self, inputs):
         outputs = self._quantized_product(_conv_1x1 if self.is_frozen else ops.matmul, inputs)
         if self.use_bias:
@@ -115,12 +127,10 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
 
 
 def _conv_1x1(inputs, kernel):
-    # LCE has a binary convolution and no binary dense op, so a frozen dense layer is a convolution over positions.
-    channels, units = kernel.shape
     shape = ops.shape(inputs)
-    maps = inputs if len(shape) == 4 else ops.reshape(inputs, (-1, 1, 1, channels))
-    outputs = ops.conv(maps, ops.reshape(kernel, (1, 1, channels, units)), padding="valid", data_format="channels_last")
-    return outputs if len(shape) == 4 else ops.reshape(outputs, (*shape[:-1], units))
+    maps = inputs if len(shape) == 4 else ops.reshape(inputs, (-1, 1, 1, shape[-1]))
+    outputs = ops.conv(maps, kernel, padding="valid", data_format="channels_last")
+    return outputs if len(shape) == 4 else ops.reshape(outputs, (*shape[:-1], kernel.shape[-1]))
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -213,5 +223,5 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
 def _same_padding(size, kernel_size, stride, dilation):
     """Returns the values before and after a spatial axis that make `ceil(size / stride)` windows fit."""
     needed = (-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1
-    total = max(needed - size, 0)
+    total = max(needed - size, 0) if isinstance(size, int) else ops.maximum(needed - size, 0)
     return total // 2, total - total // 2

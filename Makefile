@@ -1,0 +1,41 @@
+# `make quickstart` and `make test` set up all they need in a virtual environment of their own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint format bench clean
+.DEFAULT_GOAL := quickstart
+
+$(VENV)/.examples: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[examples]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.examples
+	$(BIN)/pip install --quiet -e '.[test]'
+	touch $@
+
+quickstart: $(VENV)/.examples
+	$(BIN)/python examples/quickstart.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_quantizers.py tests/test_checkpoints.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench_parity.py
+	$(BIN)/python tests/bench_training.py
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

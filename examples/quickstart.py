@@ -1,0 +1,35 @@
+"""Trains a BinaryViT on handwritten digits, converts it, and runs the .tflite over the test images.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --dataset cifar10 --data-dir ~/tensorflow_datasets
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pipeline
+
+
+def main() -> None:
+    """Reads the command line and runs the pipeline."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dataset", default="digits", help="digits (bundled), or a prepared TensorFlow data set")
+    parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
+    parser.add_argument("--preset", default="binaryvit_tiny_32", help="architecture")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=32, help="images in a step")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's, after warm-up")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
+    parser.add_argument("--output", type=Path, default=Path("out/quickstart"), help="folder to write to")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run that had this flag")
+    pipeline.run(pipeline.Recipe(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        sys.exit(f"quickstart.py: {error}")

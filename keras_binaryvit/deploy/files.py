@@ -1,0 +1,65 @@
+"""load_model and write_file: input that is whole, and output that is whole or not there."""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """Returns `path` if a file can be written there, to find out before long work rather than after.
+
+    Raises:
+        OSError: The folder is missing or can't be written to, or `path` is a folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {str(path.parent)!r} for {path.name!r} doesn't exist; create it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"Can't write to the folder {str(path.parent)!r}: {error.strerror}.") from error
+    return path
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Writes `content` beside `path` and renames it, so that a failure leaves whatever was there.
+
+    Raises:
+        OSError: As `check_output`, or the disk is full.
+    """
+    path = check_output(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Returns the model in the `.keras` file `path`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It isn't a whole `.keras` file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{str(path)!r} is no whole .keras file ({path.stat().st_size} bytes, no zip archive); "
+            "it was cut short or is of another format. Save it again with model.save('x.keras')."
+        )
+    return keras.saving.load_model(path, compile=False)

@@ -1,0 +1,392 @@
+"""QuantDense and QuantConv2D against Larq's layers, the recordings of the authors' code, and NumPy."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from gradients import layer_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+from larq_recording import LAYERS, layer_arrays, layer_upstream, recording
+
+from keras_binaryvit import constraints, quantizers
+from keras_binaryvit.layers import quant_dense
+from keras_binaryvit.layers.quant_dense import QuantConv2D, QuantDense
+
+BINARY = {"input_quantizer": "approx_sign", "kernel_quantizer": "scaled_sign"}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """What the authors' code computes, arrays as in their layout (NCHW, kernels with the outputs first)."""
+    with np.load(Path(__file__).parents[1] / "golden" / "quantizers.npz") as arrays:
+        return dict(arrays)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def case_name(case):
+    name, arguments, shape = case
+    return "-".join([name, *(f"{key}={value}" for key, value in arguments.items()), str(shape)])
+
+
+def assert_close(actual, expected, share):
+    """Compares within `share` of the largest expected magnitude."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=share * np.abs(expected).max())
+
+
+# --- Larq ---
+
+
+@pytest.mark.parametrize("index", range(len(LAYERS)), ids=[case_name(case) for case in LAYERS])
+def test_equals_larq(index):
+    name, arguments, shape = LAYERS[index]
+    larq = recording()
+    x, kernel, bias = layer_arrays(arguments, shape)
+    layer = getattr(quant_dense, name)(**arguments)
+    layer.build(shape)
+    layer.set_weights([kernel, bias] if layer.use_bias else [kernel])
+    expected = larq[f"layer{index}"]
+    assert layer.compute_output_shape(shape) == expected.shape
+    if f"layer{index}_to_input" not in larq:
+        assert_close(numpy(layer(x)), expected, 1e-6)
+        return
+    outputs, (to_input,), to_weights = layer_gradients(layer, x, upstream=layer_upstream(expected.shape))
+    assert_close(outputs, expected, 1e-6)
+    assert_close(to_input, larq[f"layer{index}_to_input"], 1e-5)
+    assert_close(to_weights[layer.kernel.path], larq[f"layer{index}_to_kernel"], 1e-5)
+
+
+# --- The authors' code ---
+
+
+@pytest.fixture
+def authors_sign(monkeypatch):
+    """Signs with their sign(0) = 0, which the recordings hold; everything else is ours."""
+    monkeypatch.setattr(quantizers, "_sign", ops.sign)
+
+
+def recorded_dense(golden, input_quantizer="approx_sign"):
+    layer = QuantDense(12, use_bias=False, input_quantizer=input_quantizer, kernel_quantizer="centered_scaled_sign")
+    layer.build((None, None, 16))
+    layer.kernel.assign(golden["linear/weight"].T)
+    return layer
+
+
+def test_dense_equals_the_authors(golden, authors_sign):
+    layer = recorded_dense(golden)
+    outputs, (to_input,), to_weights = layer_gradients(layer, golden["linear/x"], upstream=golden["linear/grad_output"])
+    assert_close(outputs, golden["linear/y"], 1e-5)
+    assert_close(to_input, golden["linear/grad_x"], 1e-4)
+    assert_close(to_weights[layer.kernel.path].T, golden["linear/grad_weight"], 1e-4)
+
+
+def test_dense_with_real_inputs_equals_the_authors(golden, authors_sign):
+    layer = recorded_dense(golden, input_quantizer=None)
+    assert not layer.is_binary
+    assert_close(numpy(layer(golden["linear/x"])), golden["linear/y_fp_input"], 1e-5)
+
+
+def test_dense_with_our_sign_equals_the_authors_where_nothing_is_zero(golden):
+    x, expected = golden["linear/x"], golden["linear/y"]
+    positions = (x != 0).all(-1)
+    units = (golden["linear/effective_weight"] != 0).all(1)
+    assert positions.sum() == 20 and units.sum() == 9
+    outputs = numpy(recorded_dense(golden)(x))
+    assert_close(outputs[positions][:, units], expected[positions][:, units], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv", "conv_bias"])
+def test_conv_equals_the_authors(golden, name, authors_sign):
+    array = {key.removeprefix(f"{name}/"): value for key, value in golden.items() if key.startswith(f"{name}/")}
+    x, y, upstream, expected = (array[key].transpose(0, 2, 3, 1) for key in ("x", "y", "grad_output", "grad_x"))
+    layer = QuantConv2D(6, 2, strides=2, use_bias="bias" in array, **BINARY)
+    layer.build(x.shape)
+    layer.kernel.assign(array["weight"].transpose(2, 3, 1, 0))
+    if layer.use_bias:
+        layer.bias.assign(array["bias"])
+    outputs, (to_input,), to_weights = layer_gradients(layer, x, upstream=upstream)
+    assert_close(outputs, y, 1e-5)
+    assert_close(to_input, expected, 1e-4)
+    assert_close(to_weights[layer.kernel.path].transpose(3, 2, 0, 1), array["grad_weight"], 1e-4)
+    if layer.use_bias:
+        assert_close(to_weights[layer.bias.path], array["grad_bias"], 1e-4)
+
+
+# --- Shapes ---
+
+# JAX compiles every new shape.
+SHAPES = settings(max_examples=5 if keras.backend.backend() == "jax" else 20, deadline=None, derandomize=True)
+
+
+@SHAPES
+@given(batch=st.lists(st.integers(1, 4), min_size=1, max_size=3), channels=st.integers(1, 9), units=st.integers(1, 9))
+def test_dense_output_shape(batch, channels, units):
+    layer = QuantDense(units, **BINARY)
+    shape = (*batch, channels)
+    outputs = layer(normal(*shape))
+    assert tuple(outputs.shape) == layer.compute_output_shape(shape) == (*batch, units)
+    assert layer(keras.KerasTensor((None, *shape[1:]))).shape == (None, *batch[1:], units)
+
+
+@SHAPES
+@given(
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from(["valid", "same"]),
+    pad_values=st.sampled_from([0.0, 1.0, -1.0]),
+    filters=st.integers(1, 4),
+)
+def test_conv_output_shape(size, kernel_size, stride, dilation, padding, pad_values, filters):
+    layer = QuantConv2D(
+        filters,
+        kernel_size,
+        strides=stride if dilation == 1 else 1,
+        dilation_rate=dilation,
+        padding=padding,
+        pad_values=pad_values,
+        **BINARY,
+    )
+    shape = (2, *size, 3)
+    outputs = layer(normal(*shape))
+    assert tuple(outputs.shape) == layer.compute_output_shape(shape)
+    assert layer(keras.KerasTensor((None, *shape[1:]))).shape == (None, *outputs.shape[1:])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("pad_values", [0.0, 1.0, -1.0])
+def test_conv_of_images_of_any_size(pad_values, stride):
+    inputs = keras.Input((None, None, 3))
+    layer = QuantConv2D(4, 3, strides=stride, padding="same", pad_values=pad_values, **BINARY)
+    model = keras.Model(inputs, layer(inputs))
+    for shape in ((1, 6, 9, 3), (2, 5, 4, 3)):
+        x = normal(*shape)
+        expected = numpy(layer(x))
+        assert expected.shape == layer.compute_output_shape(shape)
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-6)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        traced = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3))])
+        np.testing.assert_allclose(traced(x), expected, rtol=1e-6)
+
+
+def test_channels_first_equals_channels_last():
+    arguments = {"filters": 4, "kernel_size": (2, 3), "padding": "same", "pad_values": 1.0, **BINARY}
+    last = QuantConv2D(**arguments)
+    first = QuantConv2D(**arguments, data_format="channels_first")
+    shape = (2, 3, 5, 6)
+    x = normal(*shape)
+    expected = numpy(last(x.transpose(0, 2, 3, 1)))
+    assert first.compute_output_shape(shape) == (2, 4, 5, 6)
+    if keras.backend.backend() == "tensorflow":  # has no such convolution on a CPU
+        return
+    first.build(shape)
+    bias = normal(4)
+    for layer in (first, last):
+        layer.set_weights([last.get_weights()[0], bias])
+    np.testing.assert_allclose(numpy(first(x)).transpose(0, 2, 3, 1), expected + bias, rtol=1e-5, atol=1e-6)
+
+
+# --- Configuration ---
+
+LAYERS_TO_SAVE = [
+    QuantDense(5, activation="relu", **BINARY, kernel_constraint="weight_clip", name="dense"),
+    QuantDense(
+        5,
+        use_bias=False,
+        input_quantizer=quantizers.SteTern(0.2, clip_value=None),
+        kernel_quantizer=quantizers.DoReFa(3, "weights"),
+        kernel_constraint=constraints.WeightClip(0.5),
+        dtype="mixed_bfloat16",
+    ),
+    QuantDense(5),
+    QuantConv2D(
+        6,
+        (2, 3),
+        strides=(2, 1),
+        padding="same",
+        pad_values=-1.0,
+        groups=2,
+        input_quantizer=quantizers.SteSign(0.5),
+        kernel_quantizer=quantizers.ScaledSign(centered=True),
+        kernel_constraint="weight_clip",
+    ),
+    QuantConv2D(5, 2, dilation_rate=2, activation="tanh", kernel_quantizer=quantizers.NoOp(precision=1)),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS_TO_SAVE, ids=lambda layer: layer.name)
+def test_config(layer):
+    copy = type(layer).from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer)).name == layer.name
+    for name in ("input_quantizer", "kernel_quantizer", "kernel_constraint"):
+        ours, theirs = getattr(layer, name), getattr(copy, name)
+        assert type(ours) is type(theirs)
+        assert ours is None or ours.get_config() == theirs.get_config()
+    assert getattr(copy, "pad_values", None) == getattr(layer, "pad_values", None)
+    assert copy.is_binary == layer.is_binary and not copy.is_frozen
+
+
+def test_saves_and_loads(tmp_path):
+    inputs = keras.Input((6, 7, 4))
+    x = QuantConv2D(6, 3, padding="same", pad_values=1.0, kernel_constraint="weight_clip", **BINARY)(inputs)
+    x = QuantDense(5, input_quantizer="ste_sign", kernel_quantizer="centered_scaled_sign")(x)
+    model = keras.Model(inputs, QuantDense(3, **{**BINARY, "kernel_quantizer": "frozen_sign"})(x))
+    model.layers[-1].scale.assign([0.5, 0.25, 2.0])
+    model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras")
+    x = normal(2, 6, 7, 4)
+    np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(numpy(copy.layers[-1].scale), [0.5, 0.25, 2.0])
+    assert copy.layers[1].pad_values == 1 and isinstance(copy.layers[1].kernel_constraint, constraints.WeightClip)
+    assert copy.layers[-1].is_frozen and not copy.layers[1].is_frozen
+
+
+@pytest.mark.parametrize(
+    ("input_quantizer", "kernel_quantizer", "expected"),
+    [
+        ("ste_sign", "scaled_sign", True),
+        ("ste_heaviside", "frozen_sign", True),
+        (quantizers.DoReFa(1), "ste_sign", True),
+        (None, "ste_sign", False),
+        ("ste_sign", None, False),
+        ("ste_sign", "ste_tern", False),
+        ("ste_sign", quantizers.NoOp(precision=1), False),
+        (ops.sign, "ste_sign", False),
+    ],
+)
+def test_is_binary(input_quantizer, kernel_quantizer, expected):
+    arguments = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
+    assert QuantDense(2, **arguments).is_binary is QuantConv2D(2, 1, **arguments).is_binary is expected
+
+
+@pytest.mark.parametrize("layer", [QuantDense, lambda units, **kwargs: QuantConv2D(units, 1, **kwargs)])
+@pytest.mark.parametrize("name", ["input_quantizer", "kernel_quantizer"])
+def test_refuses_an_unknown_quantizer(layer, name):
+    with pytest.raises(ValueError, match="'sign_of_x'"):
+        layer(3, **{name: "sign_of_x"})
+
+
+# --- Mixed precision ---
+
+CHANNELS, UNITS = 8000, 64  # sums that neither float16 nor bfloat16 holds
+MAGNITUDE = 1 + 2.0**-11  # nor this scale; its mean over the channels is exact in float32
+
+
+def low_precision(array, dtype):
+    return numpy(ops.cast(ops.cast(np.asarray(array, "float32"), dtype), "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("build", ["dense", "frozen", "conv"])
+def test_a_binary_product_is_exact_in_mixed_precision(build, dtype):
+    rng = np.random.default_rng(0)
+    share = rng.uniform(0, 1, size=UNITS)
+    signs = np.where(rng.uniform(size=(CHANNELS, UNITS)) < share, 1.0, -1.0).astype("float32")
+    sums = signs.sum(0)
+    quantizer = "frozen_sign" if build == "frozen" else "scaled_sign"
+    arguments = {"input_quantizer": "ste_sign", "kernel_quantizer": quantizer, "use_bias": False}
+    arguments["dtype"] = f"mixed_{dtype}"
+    if build == "conv":
+        layer, shape = QuantConv2D(UNITS, 2, **arguments), (1, 2, 2, CHANNELS // 4)
+    else:
+        layer, shape = QuantDense(UNITS, **arguments), (1, CHANNELS)
+    layer.build(shape)
+    layer.kernel.assign((signs if build == "frozen" else signs * MAGNITUDE).reshape(layer.kernel.shape))
+    if build == "frozen":
+        layer.scale.assign(np.full(UNITS, MAGNITUDE))
+    outputs = layer(np.ones(shape, "float32"))
+
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+    outputs = numpy(ops.cast(outputs, "float32")).reshape(UNITS)
+    np.testing.assert_array_equal(outputs, low_precision(np.float32(MAGNITUDE) * sums, dtype))
+    # The test can tell: rounding the sum or the scale before their product gives something else.
+    rounded = low_precision(low_precision(sums, dtype) * low_precision(MAGNITUDE, dtype), dtype)
+    assert (rounded != outputs).any()
+    assert [variable.dtype for variable in layer.variables] == ["float32"] * len(layer.variables)
+
+
+@pytest.mark.parametrize("layer_class", [QuantDense, QuantConv2D])
+def test_mixed_precision_does_not_round_a_latent_kernel(layer_class):
+    arguments = {"kernel_size": 1} if layer_class is QuantConv2D else {}
+    layer = layer_class(1, use_bias=False, **arguments, kernel_quantizer="ste_sign", dtype="mixed_float16")
+    shape = (1, 1, 1, 2)
+    layer.build(shape)
+    layer.kernel.assign(np.full(layer.kernel.shape, -1e-12))  # -0.0 in float16, whose sign is +1
+    np.testing.assert_array_equal(numpy(layer(np.ones(shape, "float32"))), np.full((1, 1, 1, 1), -2))
+
+
+def test_a_real_layer_computes_in_the_policy_dtype():
+    layer = QuantDense(3, dtype="mixed_float16")
+    reference = keras.layers.Dense(3, dtype="mixed_float16")
+    x = normal(4, 9)
+    for each in (layer, reference):
+        each.build(x.shape)
+        each.set_weights([normal(9, 3, seed=1), normal(3, seed=2)])
+    np.testing.assert_array_equal(numpy(layer(x)), numpy(reference(x)))
+
+
+# --- Frozen layers ---
+
+
+def frozen(layer):
+    """Returns the layer that holds the signs and scales which `layer` computes."""
+    values, scale = layer.quantized_kernel()
+    config = {**layer.get_config(), "kernel_quantizer": quantizers.serialize(quantizers.FrozenSign())}
+    copy = type(layer).from_config(config)
+    copy.build(layer.built_input_shape)
+    copy.kernel.assign(ops.reshape(values, copy.kernel.shape))  # a dense one is a 1x1 convolution
+    copy.scale.assign(scale)
+    if layer.use_bias:
+        copy.bias.assign(layer.bias)
+    return copy
+
+
+def built(layer, shape):
+    layer.build(shape)
+    layer.built_input_shape = shape
+    layer.kernel.assign(normal(*layer.kernel.shape, seed=1))
+    if layer.use_bias:
+        layer.bias.assign(normal(*layer.bias.shape, seed=2))
+    return layer
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("kernel_quantizer", ["scaled_sign", "centered_scaled_sign", "magnitude_aware_sign"])
+@pytest.mark.parametrize("shape", [(5, 37), (2, 7, 37), (2, 3, 4, 37)])
+def test_a_frozen_dense_layer_is_the_same_bit_for_bit(shape, kernel_quantizer, use_bias):
+    layer = QuantDense(11, input_quantizer="approx_sign", kernel_quantizer=kernel_quantizer, use_bias=use_bias)
+    layer = built(layer, shape)
+    x = normal(*shape)
+    copy = frozen(layer)
+    assert copy.is_frozen and copy.is_binary and not layer.is_frozen
+    assert set(np.unique(numpy(copy.kernel))) == {-1, 1}
+    np.testing.assert_array_equal(numpy(copy(x)), numpy(layer(x)))
+
+
+def test_a_frozen_convolution_is_the_same_bit_for_bit():
+    shape = (2, 5, 6, 7)
+    layer = built(QuantConv2D(11, 3, padding="same", pad_values=1.0, **BINARY), shape)
+    x = normal(*shape)
+    np.testing.assert_array_equal(numpy(frozen(layer)(x)), numpy(layer(x)))
+
+
+@pytest.mark.parametrize("shape", [(None, 6), (None, None, 6), (None, None, None, 6)])
+def test_a_frozen_dense_layer_takes_any_number_of_positions(shape):
+    inputs = keras.Input(shape[1:])
+    model = keras.Model(inputs, QuantDense(4, input_quantizer="ste_sign", kernel_quantizer="frozen_sign")(inputs))
+    for positions in (2, 3):
+        x = normal(*(positions if size is None else size for size in shape))
+        assert model.predict(x, verbose=0).shape == (*x.shape[:-1], 4)
