@@ -1,6 +1,6 @@
 """Converts a .keras model to a .tflite file for the Larq Compute Engine, and checks it.
 
-    python converters/to_lce.py model.keras model.tflite --verify cifar10 --data-dir ~/tensorflow_datasets
+python converters/to_lce.py model.keras model.tflite --verify cifar10 --data-dir ~/tensorflow_datasets
 """
 
 import argparse

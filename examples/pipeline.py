@@ -108,9 +108,7 @@ def plot(path: Path, history: dict, images: np.ndarray, labels, predictions, cla
     axes.set(xlabel="epoch", ylabel="accuracy", title="Learning curve")
     axes.grid(alpha=0.3)
     axes.legend()
-    for axis, image, label, prediction in zip(
-        right.subplots(3, 6).flat, images, labels, predictions, strict=False
-    ):
+    for axis, image, label, prediction in zip(right.subplots(3, 6).flat, images, labels, predictions, strict=False):
         axis.imshow(image.squeeze(), cmap="gray")
         axis.set_title(class_names[prediction], color="black" if prediction == label else "red", fontsize=9)
         axis.axis("off")

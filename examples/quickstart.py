@@ -1,7 +1,7 @@
 """Trains a BinaryViT on handwritten digits, converts it, and runs the .tflite over the test images.
 
-    python examples/quickstart.py
-    python examples/quickstart.py --dataset cifar10 --data-dir ~/tensorflow_datasets
+python examples/quickstart.py
+python examples/quickstart.py --dataset cifar10 --data-dir ~/tensorflow_datasets
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains a BinaryViT on CIFAR-10 for about an hour on two cores, converts it, and reports on the 10,000 test images.
 
-    python examples/train_cifar10.py --data-dir ~/tensorflow_datasets
+python examples/train_cifar10.py --data-dir ~/tensorflow_datasets
 """
 
 import argparse

@@ -163,9 +163,7 @@ def load_torch_state_dict(model: BinaryViT, state: Mapping[str, np.ndarray]) -> 
             them are listed, and the model is unchanged.
     """
     parameters = torch_parameters(model)
-    state = {
-        name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")
-    }
+    state = {name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
     problems = [f"missing: {name} {parameters[name].torch_shape}" for name in parameters if name not in state]
     problems += [f"unexpected: {name} {state[name].shape}" for name in state if name not in parameters]
     for name in parameters.keys() & state.keys():

@@ -296,6 +296,7 @@ class ScaledSign(Quantizer):
         return values * scale
 
     def decompose(self, kernel):
+        kernel = ops.convert_to_tensor(kernel)
         scale = ops.maximum(_unit_magnitude(kernel), self._smallest_scale)
         if self.centered:
             kernel = kernel - ops.mean(kernel, axis=tuple(range(len(kernel.shape) - 1)), keepdims=True)
@@ -350,8 +351,9 @@ class DoReFa(Quantizer):
 
         limited = ops.tanh(x)
         largest = ops.stop_gradient(ops.max(ops.abs(limited)))
-        # An all-zero kernel stays zero. The clipping above never acts here, so neither does its gradient's mask.
-        position = limited / ops.where(largest > 0, 2 * largest, ops.ones_like(largest)) + 0.5
+        # An all-zero kernel stays zero and gets no gradient, as in Larq. The clipping above never acts here.
+        factor = ops.where(largest > 0, 0.5 / ops.where(largest > 0, largest, ops.ones_like(largest)), 0.0)
+        position = limited * factor + 0.5
         return 2.0 * _with_gradient(rounded, lambda x, upstream: upstream)(position) - 1.0
 
     def get_config(self):

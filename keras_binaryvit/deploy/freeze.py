@@ -47,9 +47,7 @@ def freeze(model: keras.Model) -> keras.Model:
 
     sources = {id(layer.kernel): layer for layer in quantized_layers(graph)}
     targets = {id(layer.kernel): layer for layer in quantized_layers(frozen) if layer.is_frozen}
-    scales = {id(layer.scale) for layer in targets.values()}
-    variables = [variable for variable in frozen.variables if id(variable) not in scales]
-    for source, target in zip(graph.variables, variables, strict=True):
+    for source, target in zip(_variables_but_scales(graph), _variables_but_scales(frozen), strict=True):
         if id(target) in targets:
             layer = targets[id(target)]
             values, scale = _signs_and_scale(sources[id(source)])
@@ -59,6 +57,11 @@ def freeze(model: keras.Model) -> keras.Model:
             target.assign(source)
     frozen.trainable = False
     return frozen
+
+
+def _variables_but_scales(model):
+    scales = {id(layer.scale) for layer in quantized_layers(model) if layer.is_frozen}
+    return [variable for variable in model.variables if id(variable) not in scales]
 
 
 def _frozen_layer(layer):

@@ -35,9 +35,7 @@ class BinaryProjection(keras.layers.Layer):
     Source: BinaryViT, arXiv 2306.16678, sections 2 and 3, and the authors' code.
     """
 
-    def __init__(
-        self, units: int, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs
-    ):
+    def __init__(self, units: int, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs):
         super().__init__(**kwargs)
         self.units = units
         self.shift = Shift(dtype=self.dtype_policy, name="shift")

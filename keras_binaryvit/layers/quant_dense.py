@@ -120,17 +120,21 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
         return super().add_weight(shape, *args, name=name, **kwargs)
 
     def call(self, inputs):
-        outputs = self._quantized_product(_conv_1x1 if self.is_frozen else ops.matmul, inputs)
+        outputs = self._convolution(inputs) if self.is_frozen else self._quantized_product(ops.matmul, inputs)
         if self.use_bias:
             outputs = outputs + self.bias
         return outputs if self.activation is None else self.activation(outputs)
 
+    def _convolution(self, inputs):
+        shape = ops.shape(inputs)
+        if len(shape) != 4:  # reshaped before it is quantised: the converter looks for a sign beside the convolution
+            inputs = ops.reshape(inputs, (-1, 1, 1, shape[-1]))
 
-def _conv_1x1(inputs, kernel):
-    shape = ops.shape(inputs)
-    maps = inputs if len(shape) == 4 else ops.reshape(inputs, (-1, 1, 1, shape[-1]))
-    outputs = ops.conv(maps, kernel, padding="valid", data_format="channels_last")
-    return outputs if len(shape) == 4 else ops.reshape(outputs, (*shape[:-1], kernel.shape[-1]))
+        def product(maps, kernel):
+            return ops.conv(maps, kernel, padding="valid", data_format="channels_last")
+
+        outputs = self._quantized_product(product, inputs)
+        return outputs if len(shape) == 4 else ops.reshape(outputs, (*shape[:-1], self.units))
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -142,8 +146,8 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
         kernel_size: One integer or `(height, width)`.
         strides: As in `keras.layers.Conv2D`.
         padding: `"valid"` or `"same"`.
-        pad_values: What `"same"` pads the quantised inputs' surroundings with, before they are quantised; 1 or -1 keeps
-            a binary convolution binary at the border, 0 does not.
+        pad_values: What `"same"` pads the quantised inputs with; 1 or -1 keeps a binary convolution binary at the
+            border, 0 does not.
         data_format: As in `keras.layers.Conv2D`.
         dilation_rate: As in `keras.layers.Conv2D`.
         groups: As in `keras.layers.Conv2D`.

@@ -1,7 +1,10 @@
 """BinarySelfAttention."""
 
+import keras
 import numpy as np
 import pytest
+from gradients import layer_gradients
+from keras import ops
 from layer_checks import assert_close, check_layer, float64, normal, np_attention, np_sign, numpy, randomize
 
 from keras_binaryvit.layers import BinarySelfAttention
@@ -15,13 +18,13 @@ def attention(num_heads, reduction, shape, clip, **kwargs):
     return layer
 
 
-@pytest.mark.parametrize("heads, reduction, shape", [(1, 1, (2, 2, 3, 2)), (2, 2, (1, 4, 2, 4))])
+@pytest.mark.parametrize("heads, reduction, shape", [(1, 1, (1, 1, 2, 2)), (2, 2, (2, 4, 2, 4))])
 def test_is_a_keras_layer(heads, reduction, shape):
     check_layer(BinarySelfAttention(heads, reduction), shape, signs=True)
 
 
 # (4, 2) on 4x6: 6 keys; a clip of 1.5 / keys lets about half of them through.
-@pytest.mark.parametrize("heads, reduction, shape", [(1, 1, (2, 3, 4, 4)), (4, 2, (2, 4, 6, 8)), (2, 3, (1, 3, 6, 6))])
+@pytest.mark.parametrize("heads, reduction, shape", [(1, 1, (2, 3, 4, 4)), (4, 2, (2, 4, 6, 8)), (2, 3, (1, 6, 6, 6))])
 def test_values(heads, reduction, shape):
     keys = shape[1] * shape[2] // reduction**2
     layer, x = attention(heads, reduction, shape, clip=1.5 / keys), normal(*shape)
@@ -31,8 +34,17 @@ def test_values(heads, reduction, shape):
     assert_close(numpy(scores), expected_scores)
     assert_close(numpy(outputs), expected_outputs)
     np.testing.assert_array_equal(numpy(layer(x)), numpy(outputs))
-    shapes = layer.compute_output_shape(shape, return_attention_scores=True)
-    assert shapes == (outputs.shape, scores.shape) == (shape, (shape[0], heads, shape[1] * shape[2], keys))
+    assert scores.shape == (shape[0], heads, shape[1] * shape[2], keys)
+
+
+def test_scores_in_a_functional_model():
+    layer, x = attention(2, 2, (2, 4, 4, 4), clip=0.4, dtype="mixed_float16"), normal(2, 4, 4, 4)
+    inputs = keras.Input(x.shape[1:])
+    symbolic = layer(inputs, return_attention_scores=True)
+    for actual, tensor in zip(keras.Model(inputs, symbolic)(x), symbolic, strict=True):
+        assert tensor.shape == (None, *actual.shape[1:])
+        assert tensor.dtype == keras.backend.standardize_dtype(actual.dtype)
+    assert [tensor.shape[1:] for tensor in symbolic] == [(4, 4, 4), (2, 16, 4)]
 
 
 def test_the_reducing_projection_exists_only_with_a_reduction():
@@ -65,14 +77,8 @@ def test_sums_over_keys_are_exact_in_mixed_precision(dtype, side, monkeypatch):
     sums = bits @ value
     assert sums.max() > {"float16": 2048, "bfloat16": 256}[dtype]
     expected = sums.astype("float32") * clip  # rounded to half precision once, after the product
-    rounded = numpy(layer_cast(expected, dtype))
-    np.testing.assert_array_equal(numpy(layer_cast(recorder.seen, "float32")).reshape(-1, 2), rounded)
-
-
-def layer_cast(x, dtype):
-    from keras import ops
-
-    return ops.cast(ops.cast(x, dtype), "float32")
+    rounded = numpy(ops.cast(ops.cast(expected, dtype), "float32"))
+    np.testing.assert_array_equal(numpy(ops.cast(recorder.seen, "float32")).reshape(-1, 2), rounded)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -94,8 +100,6 @@ def test_scores_are_exact_in_mixed_precision(dtype):
 
 
 def test_trains_its_clip():
-    from gradients import layer_gradients
-
     layer, x = attention(2, 1, (2, 3, 4, 4), clip=0.12), normal(2, 3, 4, 4)
     _, (to_x,), to_weights = layer_gradients(layer, x, upstream=normal(2, 3, 4, 4, seed=1))
     assert all(np.isfinite(gradient).all() for gradient in to_weights.values())

@@ -1,0 +1,214 @@
+"""BinaryViT: its presets, stages, saving and training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from layer_checks import normal, numpy, randomize
+
+from keras_binaryvit import BinaryViT
+from keras_binaryvit.layers import BinaryTransformerBlock, PatchMerging
+from keras_binaryvit.models.binary_vit import PRESETS
+
+TWO_STAGES = {
+    "image_shape": (16, 16, 3),
+    "num_classes": 3,
+    "patch_size": 2,
+    "embed_dims": (4, 8),
+    "depths": (1, 1),
+    "num_heads": (1, 2),
+    "reductions": (2, 1),
+    "expansions": (2, 1),
+}
+ONE_STAGE = {"embed_dims": (4,), "depths": (1,), "num_heads": (2,), "reductions": (2,), "expansions": (1,)}
+
+
+def small(**changes):
+    return BinaryViT(**{**TWO_STAGES, **changes})
+
+
+def size(weights):
+    return sum(int(np.prod(weight.shape)) for weight in weights)
+
+
+def test_small_has_the_papers_parameters():
+    model = BinaryViT.from_preset("binaryvit_small")
+    assert model.name == "binaryvit_small"
+    assert (model.input_shape, model.output_shape) == ((None, 224, 224, 3), (None, 1000))
+    assert size(model.trainable_weights) == 22_491_771
+    binarized = [
+        layer.kernel
+        for layer in model._flatten_layers()
+        if getattr(layer, "is_binary", False) and layer.kernel_quantizer is not None
+    ]
+    assert size(binarized) == 21_196_800
+    assert size([kernel for kernel in binarized if len(kernel.shape) == 4]) == 688_128
+    assert {"binaryvit_small", "binaryvit_small_fp_merging", "binaryvit_tiny_32"} <= set(PRESETS)
+
+
+def test_preset_with_real_merging():
+    model = BinaryViT.from_preset(
+        "binaryvit_small_fp_merging", image_shape=(64, 64, 3), depths=(1, 1, 1, 1), reductions=(2, 2, 1, 1)
+    )
+    mergings = [layer for layer in model.layers if isinstance(layer, PatchMerging)]
+    assert [layer.embed_dim for layer in mergings] == [128, 256, 512]
+    assert not any(layer.binary or layer.convolution.is_binary for layer in mergings)
+
+
+def test_tiny_preset_with_overrides():
+    model = BinaryViT.from_preset("binaryvit_tiny_32", num_classes=7, depths=(1, 1, 1), name="mine")
+    assert (model.name, model.num_classes, model.stages["depths"]) == ("mine", 7, (1, 1, 1))
+    assert model.stages["embed_dims"] == PRESETS["binaryvit_tiny_32"]["embed_dims"]
+    assert model.output_shape == (None, 7)
+    assert PRESETS["binaryvit_tiny_32"]["num_classes"] == 10
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="'binaryvit_huge'.*binaryvit_small, binaryvit_small_fp_merging"):
+        BinaryViT.from_preset("binaryvit_huge")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**ONE_STAGE, "depths": (2,)},
+        {"image_shape": (8, 24, 1), "binary_patch_merging": False, "embed_dims": (4, 6)},
+        {
+            "image_shape": (32, 16, 3),
+            "embed_dims": (4, 4, 8),
+            "depths": (1, 2, 1),
+            "num_heads": (1, 2, 4),
+            "reductions": (4, 2, 1),
+            "expansions": (1, 2, 3),
+        },
+    ],
+    ids=["one-stage", "real-merging", "three-stages"],
+)
+def test_any_stages_and_image_shapes(changes):
+    model = small(**changes)
+    arguments = {**TWO_STAGES, **changes}
+    blocks = [layer for layer in model.layers if isinstance(layer, BinaryTransformerBlock)]
+    stages = [stage for stage, depth in enumerate(arguments["depths"]) for _ in range(depth)]
+    for block, stage in zip(blocks, stages, strict=True):
+        side = arguments["patch_size"] * 2**stage
+        rows, columns, _ = arguments["image_shape"]
+        assert block.input.shape[1:] == (rows // side, columns // side, arguments["embed_dims"][stage])
+        assert block.attention.num_heads == arguments["num_heads"][stage]
+        assert block.attention.reduction == arguments["reductions"][stage]
+        assert block.feed_forward.expansion == arguments["expansions"][stage]
+    assert model.input_shape == (None, *arguments["image_shape"])
+    assert model.output_shape == (None, 3)
+    assert [layer.binary for layer in model.layers if isinstance(layer, PatchMerging)] == [
+        arguments.get("binary_patch_merging", True)
+    ] * (len(arguments["depths"]) - 1)
+
+
+def test_drop_path_rises_linearly():
+    model = small(depths=(2, 3), drop_path_rate=0.4)
+    rates = [layer.drop_path_rate for layer in model.layers if isinstance(layer, BinaryTransformerBlock)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4])
+    assert [layer.drop_path.rate for layer in model.layers if isinstance(layer, BinaryTransformerBlock)] == rates
+
+
+def test_config_round_trip():
+    arguments = {
+        **TWO_STAGES,
+        "binary_patch_merging": False,
+        "drop_path_rate": 0.25,
+        "input_quantizer": "ste_sign",
+        "kernel_quantizer": "magnitude_aware_sign",
+        "conv_kernel_quantizer": "ste_sign",
+        "dtype": "mixed_bfloat16",
+        "name": "mine",
+    }
+    model = BinaryViT(**arguments)
+    config = model.get_config()
+    clone = BinaryViT.from_config(config)
+    assert clone.get_config() == config
+    assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model)).get_config() == config
+    for name in ("image_shape", "num_classes", "binary_patch_merging", "drop_path_rate", "name"):
+        assert config[name] == arguments[name]
+    assert [(weight.path, weight.shape) for weight in clone.weights] == [
+        (weight.path, weight.shape) for weight in model.weights
+    ]
+    block = clone.get_layer("block_1")
+    assert type(block.attention.query.dense.kernel_quantizer).__name__ == "MagnitudeAwareSign"
+    assert block.feed_forward.expand.dtype_policy.name == "mixed_bfloat16"
+
+
+def test_loads_in_a_new_process(tmp_path):
+    model, x = randomize(small(image_shape=(8, 16, 3))), normal(4, 8, 16, 3)
+    logits = numpy(model(x))
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    script = """
+import keras, keras_binaryvit, numpy as np
+model = keras.saving.load_model("model.keras")
+assert type(model) is keras_binaryvit.BinaryViT
+np.save("logits.npy", keras.ops.convert_to_numpy(model(np.load("x.npy"))))
+"""
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits, rtol=1e-6, atol=1e-6)
+
+
+def test_fits():
+    model = small(**ONE_STAGE, drop_path_rate=0.2)
+    before = model.get_weights()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(normal(64, 16, 16, 3), np.arange(64) % 3, batch_size=32, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    unchanged = [
+        weight.path
+        for weight, value in zip(model.trainable_weights, before, strict=False)
+        if np.array_equal(numpy(weight), value)
+    ]
+    assert len(unchanged) < len(before) / 4
+    assert all(np.isfinite(value).all() for value in model.get_weights())
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_logits_are_float32_under_mixed_policies(policy):
+    model = small(**ONE_STAGE, dtype=policy)
+    logits = model(normal(2, 16, 16, 3))
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    assert np.isfinite(numpy(logits)).all()
+    block = model.get_layer("block_0")
+    assert keras.backend.standardize_dtype(block.output.dtype) == policy.removeprefix("mixed_")
+    assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"embed_dims": (4,)}, "'embed_dims': 1, 'depths': 2"),
+        ({"expansions": (2, 2, 2)}, "'expansions': 3"),
+        ({"image_shape": (16, 16)}, r"image_shape=\(16, 16\)"),
+        ({"image_shape": (15, 16, 3)}, "map 15x16"),
+        ({"image_shape": (18, 16, 3)}, "reduction=2, map 9x8"),
+        ({"image_shape": (18, 16, 3), "reductions": (1, 1)}, "map 9x8"),
+        ({"image_shape": (16, None, 3)}, r"\(None, 16, None, 3\)"),
+        ({"patch_size": 3}, "multiples of 3.*map 16x16"),
+        ({"num_heads": (1, 3)}, "num_heads=3, channels=8"),
+        ({"reductions": (1, 0)}, "reduction=0"),
+        ({"expansions": (1, 0)}, "expansion=0"),
+        ({"embed_dims": (4, 6)}, "embed_dim=6, channels=4"),
+        ({"num_classes": 0}, "units=0"),
+        ({"drop_path_rate": 1.5}, "rate=1.5"),
+        ({"kernel_quantizer": "no_such_sign"}, "'no_such_sign'"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize("shape", [(1, 18, 16, 3), (1, 16, 16, 4), (16, 16, 3)])
+def test_wrong_images(shape):
+    with pytest.raises(ValueError, match="incompatible"):
+        small()(normal(*shape))

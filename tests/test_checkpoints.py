@@ -1,0 +1,92 @@
+"""The authors' implementation, number for number: recordings of it in tests/golden, loaded through their own names."""
+
+import keras
+import numpy as np
+import parity
+import pytest
+from keras import ops
+
+import keras_binaryvit as kb
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return parity.Recording("pyramid_mini")
+
+
+@pytest.fixture
+def model(recording):
+    model = recording.model()
+    kb.checkpoints.load_torch_state_dict(model, recording.state)
+    return model
+
+
+def test_parameter_count(model):
+    assert sum(np.prod(v.shape) for v in model.trainable_variables) == 136111
+
+
+def test_eval_outputs_and_intermediates(recording, model):
+    errors = recording.eval_errors(model)
+    # 3 stages' merging, embeddings, norm, logits; 6 inner values, the output and 2 attention maps of 5 blocks
+    assert len(errors) == 6 + 5 * 9
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("mode", ["train", "evalgrad"])
+def test_loss_and_gradients(recording, model, mode):
+    step = parity.train_step(model, recording.images, recording.labels, training=mode == "train")
+    errors = recording.step_errors(model, mode, step)
+    assert len(errors["gradients"]) == 395
+    assert errors["logits"] < 1e-5
+    assert errors["loss"] < 1e-5
+    assert max(errors["gradients"].values()) < 1e-4, errors["gradients"]
+    assert errors["zero_gradients"] < 1e-6
+
+
+def test_running_statistics_after_a_step(recording, model):
+    parity.train_step(model, recording.images, recording.labels, training=True)
+    errors = recording.buffer_errors(model)
+    assert len(errors) == 112
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_round_trip_is_exact(recording, model):
+    state = kb.checkpoints.to_torch_state_dict(model)
+    assert state.keys() == {name for name in recording.state if not name.endswith("num_batches_tracked")}
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, recording.state[name], err_msg=name)
+
+
+def test_full_precision_merging_round_trip():
+    options = {"image_shape": (16, 16, 3), "embed_dims": (8, 24), "depths": (1, 1), "num_heads": (1, 2)}
+    options |= {"reductions": (2, 1), "expansions": (2, 2), "num_classes": 3, "binary_patch_merging": False}
+    state = kb.checkpoints.to_torch_state_dict(kb.BinaryViT(**options))
+    names = {name.removeprefix("vit.encoder.patch_embed1.") for name in state if "patch_embed1" in name}
+    assert {"proj.weight", "norm0.weight", "norm.bias", "position_embeddings"} <= names
+    assert not {"move", "rprelu.move1"} & names
+    assert state["vit.encoder.patch_embed1.proj.weight"].shape == (24, 8, 2, 2)
+    other = kb.BinaryViT(**options)
+    kb.checkpoints.load_torch_state_dict(other, state)
+    for name, array in kb.checkpoints.to_torch_state_dict(other).items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)
+
+
+def test_every_problem_is_listed_and_the_model_unchanged(recording, model):
+    before = ops.convert_to_numpy(model.variables[0])
+    state = dict(recording.state)
+    missing = "vit.encoder.layer.0.attention.attention.moveq"
+    del state[missing]
+    state["vit.extra"] = np.zeros(3)
+    state["classifier.weight"] = np.zeros((10, 63), np.float32)
+    state["classifier.bias"] = np.full(10, np.nan, np.float32)
+    with pytest.raises(ValueError) as error:
+        kb.checkpoints.load_torch_state_dict(model, state)
+    for part in (missing, "vit.extra", "(10, 63)", "(10, 64)", "classifier.bias", "4 problems"):
+        assert part in str(error.value)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model.variables[0]), before)
+
+
+def test_other_models_are_refused():
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(TypeError, match="Sequential"):
+        kb.checkpoints.load_torch_state_dict(other, {})
