@@ -33,7 +33,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/python tests/bench_parity.py
+	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
 	$(BIN)/python tests/bench_training.py
 
 clean:

@@ -145,7 +145,8 @@ def load(
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE}
     crop_encoded = varying and augment == "random_resized_crop"
     if cache is None:
-        cache = count * channels * math.prod(size if varying else stored_size) < _CACHE_LIMIT
+        height, width = size if varying else stored_size
+        cache = count * channels * (height or 0) * (width or 0) < _CACHE_LIMIT
 
     def with_seeds(dataset):
         # New numbers in every epoch, the same in every run.
@@ -185,7 +186,7 @@ def load(
         dataset = dataset.map(decode, **parallel)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     if augment:
-        dataset = with_seeds(dataset).map(lambda batch, seed: finish(*batch, seed), **parallel)
+        dataset = with_seeds(dataset).map(lambda batch, seed: finish(batch[0], batch[1], seed), **parallel)
     else:
         dataset = dataset.map(finish, **parallel)
     return dataset.prefetch(tf.data.AUTOTUNE)

@@ -1,4 +1,4 @@
-"""PatchEmbedding and PatchMerging: from an image to the first map, and from a map to the next, smaller and wider one."""
+"""PatchEmbedding and PatchMerging: from an image to the first map, and from a map to a smaller and wider one."""
 
 import keras
 from keras import ops

@@ -1,0 +1,82 @@
+"""Tries wrong input and prints what each says: `python tests/show_errors.py`."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_binaryvit as kb
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"image_shape": (16, 16, 3), "num_classes": 5, "patch_size": 2, "embed_dims": (16, 32), "depths": (1, 1)}
+TINY |= {"num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 2)}
+
+
+def say(title, action):
+    """Prints the error of `action`, its first 400 characters on one line."""
+    try:
+        action()
+        text = "no error"
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    print(f"* **{title}**\n  {text[:400]}")
+
+
+def command(*arguments, **environment):
+    """Runs a script of the project and raises what it prints on stderr."""
+    environment = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode:
+        raise SystemError(done.stderr.strip().splitlines()[-1])
+
+
+def main():
+    model = kb.BinaryViT(**TINY)
+    folder = Path(tempfile.mkdtemp())
+    model.save(folder / "model.keras")
+    (folder / "cut.keras").write_bytes((folder / "model.keras").read_bytes()[:9000])
+
+    say("wrong channels", lambda: model.predict(np.zeros((1, 16, 16, 1)), verbose=0))
+    say("heads that don't divide", lambda: kb.BinaryViT(**(TINY | {"num_heads": (3, 2)})))
+    say("reduction that doesn't divide", lambda: kb.BinaryViT(**(TINY | {"reductions": (3, 1)})))
+    say("image that the patches don't divide", lambda: kb.BinaryViT(**(TINY | {"image_shape": (15, 16, 3)})))
+    say("tuples of different length", lambda: kb.BinaryViT(**(TINY | {"depths": (1, 1, 1)})))
+    say("unknown quantiser", lambda: kb.layers.QuantDense(3, input_quantizer="aprox_sign"))
+    say("unknown preset", lambda: kb.BinaryViT.from_preset("binaryvit_large"))
+    say("unknown data set", lambda: kb.data.load("cifar11", data_dir=folder))
+    say("data_dir that isn't there", lambda: kb.data.load("cifar10", data_dir=folder / "nowhere"))
+    say("data set that isn't prepared", lambda: kb.data.load("cifar10", data_dir=folder))
+    say("checkpoint with a missing name", lambda: kb.checkpoints.load_torch_state_dict(model, {}))
+    nan = np.full((1, 16, 16, 3), np.nan, "float32")
+    flatbuffer = kb.deploy.convert(model)
+    say("NaN images, verify", lambda: kb.deploy.verify(model, flatbuffer, nan))
+    model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    history = model.fit(nan, np.zeros(1), verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+    print(
+        f"* **NaN images, fit**\n  the loss is {history.history['loss'][0]}; TerminateOnNaN stops, as in the examples"
+    )
+    to_lce = "converters/to_lce.py"
+    say(".keras file cut short", lambda: command(to_lce, str(folder / "cut.keras"), str(folder / "x.tflite")))
+    say("output folder missing", lambda: command(to_lce, str(folder / "model.keras"), str(folder / "no" / "x.tflite")))
+    say("output folder read-only", lambda: command(to_lce, str(folder / "model.keras"), "/proc/x.tflite"))
+    hide = "import sys; sys.modules['larq_compute_engine'] = None; import keras_binaryvit as kb; "
+    say("LCE not installed", lambda: command("-c", hide + f"kb.deploy.convert(kb.BinaryViT(**{TINY}))"))
+    larq = "import keras_binaryvit as kb; kb.quantizers.get('larq.approx_sign')"
+    say("Larq without the legacy flag", lambda: command("-c", larq, TF_USE_LEGACY_KERAS="0"))
+    say(
+        "conversion on another backend",
+        lambda: command(
+            "-c", f"import keras_binaryvit as kb; kb.deploy.convert(kb.BinaryViT(**{TINY}))", KERAS_BACKEND="jax"
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
