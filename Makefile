@@ -25,8 +25,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 test: lint
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/models tests/test_quantizers.py tests/test_checkpoints.py
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/test_checkpoints.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """What every layer must do (`check_layer`), and the layers' mathematics once more in NumPy and float64."""
 
+import inspect
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def check_layer(layer, shape, signs=False):
     assert tuple(layer.compute_output_shape((None, *shape[1:]))) == (None, *expected.shape[1:])
 
     config = layer.get_config()
+    assert set(inspect.signature(type(layer)).parameters) - {"args", "kwargs"} <= set(config)
     clone = type(layer).from_config(config)
     assert clone.get_config() == config
     serialized = keras.saving.serialize_keras_object(layer)

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.checks import map_shape, positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.projection import BinaryProjection
 
@@ -45,21 +46,13 @@ class BinarySelfAttention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (("num_heads", num_heads), ("reduction", reduction)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
-        self.num_heads = num_heads
-        self.reduction = reduction
+        self.num_heads = positive_integer("num_heads", num_heads)
+        self.reduction = positive_integer("reduction", reduction)
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape):
-        if len(input_shape) != 4:
-            raise ValueError(
-                f"{type(self).__name__} takes maps of shape (batch, height, width, channels). "
-                f"Received: input shape {tuple(input_shape)}"
-            )
-        _, height, width, channels = input_shape
+        height, width, channels = map_shape(self, input_shape)
         if channels % self.num_heads:
             raise ValueError(
                 f"num_heads must divide the channels. Received: num_heads={self.num_heads}, channels={channels}"
@@ -147,12 +140,17 @@ class BinarySelfAttention(keras.layers.Layer):
         reduced = ops.reshape(reduced, (-1, 1, width // r, 1, channels))
         return ops.reshape(squares + reduced, (-1, height, width, channels))
 
-    def compute_output_shape(self, input_shape, return_attention_scores=False):
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_attention_scores:
-            return input_shape
-        batch, height, width, _ = input_shape
+            return outputs
+        batch, height, width, _ = inputs.shape
         positions = height * width
-        return input_shape, (batch, self.num_heads, positions, positions // self.reduction**2)
+        shape = (batch, self.num_heads, positions, positions // self.reduction**2)
+        return outputs, keras.KerasTensor(shape, "float32")
 
     def get_config(self):
         return {

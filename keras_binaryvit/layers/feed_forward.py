@@ -3,6 +3,7 @@
 import keras
 
 from keras_binaryvit import quantizers
+from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.projection import BinaryProjection
 
 
@@ -24,14 +25,12 @@ class BinaryFeedForward(keras.layers.Layer):
         self, expansion: int = 4, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs
     ):
         super().__init__(**kwargs)
-        if not isinstance(expansion, int) or expansion < 1:
-            raise ValueError(f"expansion must be a positive integer. Received: expansion={expansion!r}")
-        self.expansion = expansion
+        self.expansion = positive_integer("expansion", expansion)
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape):
-        channels = input_shape[-1]
+        channels = positive_integer("channels", input_shape[-1])
         arguments = {
             "input_quantizer": self.input_quantizer,
             "kernel_quantizer": self.kernel_quantizer,

@@ -16,11 +16,20 @@ class BatchNorm(keras.layers.BatchNormalization):
     Args:
         momentum: Share of the running statistics that a step keeps.
         epsilon: Added to the variance.
-        **kwargs: The other arguments of `keras.layers.BatchNormalization`.
+        **kwargs: The other arguments of `keras.layers.BatchNormalization`, but for those below.
+
+    Raises:
+        ValueError: `axis` isn't the last one, or `center`, `scale`, `renorm` or `synchronized` differ from the default.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+        if self.axis != -1 or not (self.center and self.scale) or self.renorm or self.synchronized:
+            raise ValueError(
+                "BatchNorm normalises the last axis, with centre and scale, without renorm or synchronisation. "
+                f"Received: axis={self.axis}, center={self.center}, scale={self.scale}, renorm={self.renorm}, "
+                f"synchronized={self.synchronized}"
+            )
 
     def call(self, inputs, training=None, mask=None):
         if not (training and self.trainable):

@@ -5,21 +5,18 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.checks import map_shape, positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.layers.quant_dense import QuantConv2D
 
 
-def _check_map(layer, input_shape, side):
-    if len(input_shape) != 4 or None in input_shape[1:]:
-        raise ValueError(
-            f"{type(layer).__name__} takes maps of a known shape (batch, height, width, channels). "
-            f"Received: input shape {tuple(input_shape)}"
-        )
-    if input_shape[1] % side or input_shape[2] % side:
+def _check_sides(layer, input_shape, side):
+    height, width, _ = map_shape(layer, input_shape)
+    if height % side or width % side:
         raise ValueError(
             f"The map's height and width must be multiples of {side}, the side of a patch of {type(layer).__name__}. "
-            f"Received: map {input_shape[1]}x{input_shape[2]}"
+            f"Received: map {height}x{width}"
         )
 
 
@@ -49,11 +46,11 @@ class PatchEmbedding(keras.layers.Layer):
 
     def __init__(self, embed_dim: int, patch_size: int = 4, **kwargs):
         super().__init__(**kwargs)
-        self.embed_dim = embed_dim
-        self.patch_size = patch_size
+        self.embed_dim = positive_integer("embed_dim", embed_dim)
+        self.patch_size = positive_integer("patch_size", patch_size)
 
     def build(self, input_shape):
-        _check_map(self, input_shape, self.patch_size)
+        _check_sides(self, input_shape, self.patch_size)
         limit = (self.patch_size**2 * input_shape[-1]) ** -0.5
         self.convolution = keras.layers.Conv2D(
             self.embed_dim,
@@ -112,13 +109,13 @@ class PatchMerging(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.embed_dim = embed_dim
+        self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.binary = binary
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape):
-        _check_map(self, input_shape, 2)
+        _check_sides(self, input_shape, 2)
         channels = input_shape[-1]
         output_shape = self.compute_output_shape(input_shape)
         self.input_norm = BatchNorm(dtype=self.dtype_policy, name="input_norm")

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_binaryvit.layers.affine import ResidualAffine
+from keras_binaryvit.layers.checks import map_shape
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -27,9 +28,10 @@ class MultiBranchAveragePooling(keras.layers.Layer):
         for window in self.windows:
             if len(window) != 2 or any(not isinstance(size, int) or size < 1 or size % 2 == 0 for size in window):
                 raise ValueError(f"A window is (height, width) of odd positive integers. Received: windows={windows}")
-        self.affines = [ResidualAffine(0.0, name=f"affine_{h}x{w}") for h, w in self.windows]
+        self.affines = [ResidualAffine(0.0, dtype=self.dtype_policy, name=f"affine_{h}x{w}") for h, w in self.windows]
 
     def build(self, input_shape):
+        map_shape(self, input_shape)
         for affine in self.affines:
             affine.build(input_shape)
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.quant_dense import QuantDense
 
@@ -37,7 +38,7 @@ class BinaryProjection(keras.layers.Layer):
 
     def __init__(self, units: int, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs):
         super().__init__(**kwargs)
-        self.units = units
+        self.units = positive_integer("units", units)
         self.shift = Shift(dtype=self.dtype_policy, name="shift")
         self.dense = QuantDense(
             units,
@@ -52,7 +53,7 @@ class BinaryProjection(keras.layers.Layer):
         self.activation = RPReLU(dtype=self.dtype_policy, name="activation")
 
     def build(self, input_shape):
-        channels = input_shape[-1]
+        channels = positive_integer("channels", input_shape[-1])
         if channels % self.units and self.units % channels:
             raise ValueError(
                 "The shortcut of BinaryProjection needs units that are a multiple or a divisor of the channels. "

@@ -4,6 +4,7 @@ import keras
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbedding, PatchMerging
+from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.projection import kernel_initializer
 
 _SMALL = {
@@ -94,8 +95,14 @@ class BinaryViT(keras.Model):
         lengths = {name: len(values) for name, values in stages.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"All tuples need one entry a stage. Received these numbers of entries: {lengths}")
-        if len(image_shape) != 3:
+        if not stages["depths"]:
+            raise ValueError("A model needs at least one stage. Received: depths=()")
+        for depth in stages["depths"]:
+            positive_integer("depths", depth)
+        if len(tuple(image_shape)) != 3:
             raise ValueError(f"image_shape is (height, width, channels). Received: image_shape={image_shape}")
+        for side in image_shape:
+            positive_integer("image_shape", side)
 
         input_quantizer = quantizers.get(input_quantizer)
         kernel_quantizer = quantizers.get(kernel_quantizer)

@@ -1,0 +1,32 @@
+"""Checks of arguments and shapes that several layers share; each names the value that is wrong."""
+
+import operator
+
+
+def positive_integer(name: str, value) -> int:
+    """Returns `value` as an `int`.
+
+    Raises:
+        ValueError: It isn't a positive integer.
+    """
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = 0
+    if integer < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
+    return integer
+
+
+def map_shape(layer, input_shape) -> tuple[int, int, int]:
+    """Returns height, width and channels of the map that `layer` is built for.
+
+    Raises:
+        ValueError: It isn't a map, or one of these is unknown.
+    """
+    if len(input_shape) != 4 or None in input_shape[1:]:
+        raise ValueError(
+            f"{type(layer).__name__} takes maps of a known shape (batch, height, width, channels). "
+            f"Received: input shape {tuple(input_shape)}"
+        )
+    return tuple(input_shape[1:])
