@@ -17,7 +17,7 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared cifar10")
     parser.add_argument("--preset", default="binaryvit_tiny_32", help="architecture")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training images")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's, after warm-up")
     parser.add_argument("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
