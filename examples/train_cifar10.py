@@ -1,4 +1,4 @@
-"""Trains a BinaryViT on CIFAR-10 for about an hour on two cores, converts it, and reports on the 10,000 test images.
+"""Trains a BinaryViT on CIFAR-10 (well under an hour on two cores), converts it, and reports on the 10,000 test images.
 
 python examples/train_cifar10.py --data-dir ~/tensorflow_datasets
 """

@@ -280,6 +280,8 @@ def _digits():
 
 def _builder(name, data_dir):
     """Find a prepared TFDS data set. Only files are looked at, so that nothing can be downloaded."""
+    if data_dir is not None:
+        data_dir = os.path.expanduser(data_dir)  # in Python no shell does it
     if data_dir is not None and not os.path.isdir(data_dir):
         raise FileNotFoundError(f"data_dir {os.fspath(data_dir)!r} doesn't exist.")
     tfds = _require("tensorflow_datasets", "data")

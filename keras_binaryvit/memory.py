@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Makes this process keep freed memory instead of returning it to the system.
 
     By default glibc returns every large block as soon as it is freed, and the system hands out zeroed pages again when
-    the next layer asks for one; on CPU that costs up to half of a training step. The process then holds its peak
+    the next layer asks for one; on a CPU that is a good part of a training step. The process then holds its peak
     memory until it ends. Call it once, before training.
 
     Returns:

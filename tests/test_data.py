@@ -228,6 +228,11 @@ def test_bad_split(split, message):
 # TFDS, evaluation.
 
 
+def test_data_dir_may_begin_with_the_home_folder(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir))
+    assert data.info("fixed", "~") == data.info("fixed", data_dir)
+
+
 def test_tfds_info(data_dir):
     names = ("cat", "dog", "owl")
     assert data.info("fixed", data_dir) == data.DatasetInfo("fixed", 3, names, (16, 16, 3), {"train": 20, "test": 20})

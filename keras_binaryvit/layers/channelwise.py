@@ -1,7 +1,7 @@
 """Per-channel functions with gradients written out, because their sums are what training spends its time in.
 
 A gradient to a per-channel parameter is a sum over all positions. Compilers for CPUs turn the one that automatic
-differentiation writes into a strided loop; as a product with a row of ones it is up to ten times faster, and closer to
+differentiation writes into a strided loop; as a product with a row of ones it is several times faster, and closer to
 the true sum.
 """
 
