@@ -228,11 +228,11 @@ def np_branches(layer, x):
     return outputs
 
 
-def np_block(layer, x):
-    x = x + np_affine(layer.attention_affine, np_attention(layer.attention, np_norm(layer.attention_norm, x))[0])
+def np_block(layer, x, branches=True, affine=True):
+    def scaled(sublayer, x):
+        return np_affine(sublayer, x) if affine else x
+
+    x = x + scaled(layer.attention_affine, np_attention(layer.attention, np_norm(layer.attention_norm, x))[0])
     h = np_norm(layer.feed_forward_norm, x)
-    return (
-        x
-        + np_affine(layer.feed_forward_affine, np_feed_forward(layer.feed_forward, h))
-        + np_branches(layer.branches, h)
-    )
+    x = x + scaled(layer.feed_forward_affine, np_feed_forward(layer.feed_forward, h))
+    return x + np_branches(layer.branches, h) if branches else x

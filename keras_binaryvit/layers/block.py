@@ -18,6 +18,8 @@ class BinaryTransformerBlock(keras.layers.Layer):
         h = BN(y)
         out = y + DropPath(Affine(FeedForward(h))) + MultiBranchAveragePooling(h)
 
+    The ablation rows of the paper leave some of it out.
+
     Args:
         num_heads: Heads of the attention; must divide the channels.
         reduction: Spatial reduction of its keys and values; must divide the map's sides.
@@ -25,10 +27,12 @@ class BinaryTransformerBlock(keras.layers.Layer):
         drop_path_rate: Share of samples whose residual branch is dropped in training, the others scaled up.
         input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of all binary layers' kernels: whatever `quantizers.get` takes.
+        branches: Whether the pooling branches are there.
+        affine: Whether the two `Affine` are there; the branches have theirs either way.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out.
 
-    Source: BinaryViT, arXiv 2306.16678, figure 2 and section 3.
+    Source: BinaryViT, arXiv 2306.16678, figure 2, section 3 and table 3.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class BinaryTransformerBlock(keras.layers.Layer):
         drop_path_rate: float = 0.0,
         input_quantizer="approx_sign",
         kernel_quantizer="centered_scaled_sign",
+        branches: bool = True,
+        affine: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -48,13 +54,16 @@ class BinaryTransformerBlock(keras.layers.Layer):
             "dtype": self.dtype_policy,
         }
         self.drop_path_rate = drop_path_rate
+        self.has_branches = branches
+        self.has_affine = affine
+        affine_layer = ResidualAffine if affine else keras.layers.Identity
         self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
         self.attention = BinarySelfAttention(num_heads, reduction, **arguments, name="attention")
-        self.attention_affine = ResidualAffine(dtype=self.dtype_policy, name="attention_affine")
+        self.attention_affine = affine_layer(dtype=self.dtype_policy, name="attention_affine")
         self.feed_forward_norm = BatchNorm(dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = BinaryFeedForward(expansion, **arguments, name="feed_forward")
-        self.feed_forward_affine = ResidualAffine(dtype=self.dtype_policy, name="feed_forward_affine")
-        self.branches = MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches")
+        self.feed_forward_affine = affine_layer(dtype=self.dtype_policy, name="feed_forward_affine")
+        self.branches = MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches") if branches else None
         # One decision a sample, the same for all its positions and channels.
         self.drop_path = keras.layers.Dropout(
             drop_path_rate, noise_shape=(None, 1, 1, 1), dtype=self.dtype_policy, name="drop_path"
@@ -71,14 +80,16 @@ class BinaryTransformerBlock(keras.layers.Layer):
             self.branches,
             self.drop_path,
         ):
-            layer.build(input_shape)
+            if layer is not None:
+                layer.build(input_shape)
 
     def call(self, inputs, training=None):
         x = self.attention(self.attention_norm(inputs, training=training), training=training)
         x = inputs + self.drop_path(self.attention_affine(x), training=training)
         h = self.feed_forward_norm(x, training=training)
         f = self.feed_forward_affine(self.feed_forward(h, training=training))
-        return x + self.drop_path(f, training=training) + self.branches(h)
+        x = x + self.drop_path(f, training=training)
+        return x + self.branches(h) if self.has_branches else x
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -92,4 +103,6 @@ class BinaryTransformerBlock(keras.layers.Layer):
             "drop_path_rate": self.drop_path_rate,
             "input_quantizer": quantizers.serialize(self.attention.input_quantizer),
             "kernel_quantizer": quantizers.serialize(self.attention.kernel_quantizer),
+            "branches": self.has_branches,
+            "affine": self.has_affine,
         }

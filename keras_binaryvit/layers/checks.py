@@ -30,3 +30,15 @@ def map_shape(layer, input_shape) -> tuple[int, int, int]:
             f"Received: input shape {tuple(input_shape)}"
         )
     return tuple(input_shape[1:])
+
+
+def checked_image_shape(image_shape) -> tuple[int, int, int]:
+    """Returns `image_shape` as `(height, width, channels)`.
+
+    Raises:
+        ValueError: It isn't three positive integers.
+    """
+    if len(tuple(image_shape)) != 3:
+        raise ValueError(f"image_shape is (height, width, channels). Received: image_shape={image_shape}")
+    height, width, channels = (positive_integer("image_shape", side) for side in image_shape)
+    return height, width, channels

@@ -35,19 +35,25 @@ class PatchEmbedding(keras.layers.Layer):
     Args:
         embed_dim: Channels of the output.
         patch_size: Side of a patch; must divide the image's sides.
+        norm: Whether there is a batch normalisation.
+        class_token: Whether a learned token stands before the patches. What comes out is then one column of positions:
+            nothing can be a map with a token in it.
 
-    Shapes: `(batch, height, width, channels)` gives `(batch, height / patch_size, width / patch_size, embed_dim)`.
+    Shapes: `(batch, height, width, channels)` gives `(batch, height / patch_size, width / patch_size, embed_dim)`; with
+    a class token `(batch, 1 + number of patches, 1, embed_dim)`, the patches row by row.
 
     Raises:
         ValueError: The patches don't divide the image.
 
-    Source: BinaryViT, arXiv 2306.16678, section 3.4.
+    Source: BinaryViT, arXiv 2306.16678, section 3.4; without norm ViT, arXiv 2010.11929, eq. 1.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int = 4, **kwargs):
+    def __init__(self, embed_dim: int, patch_size: int = 4, norm: bool = True, class_token: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.patch_size = positive_integer("patch_size", patch_size)
+        self.has_norm = norm
+        self.has_class_token = class_token
 
     def build(self, input_shape):
         _check_sides(self, input_shape, self.patch_size)
@@ -62,21 +68,45 @@ class PatchEmbedding(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="convolution",
         )
-        self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
-        output_shape = self.compute_output_shape(input_shape)
         self.convolution.build(input_shape)
-        self.norm.build(output_shape)
-        self.position_embedding = _add_position_embedding(self, output_shape)
+        if self.has_norm:
+            self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
+            self.norm.build(self.convolution.compute_output_shape(input_shape))
+        self.position_embedding = _add_position_embedding(self, self.compute_output_shape(input_shape))
+        if self.has_class_token:
+            self.class_token = self.add_weight(
+                name="class_token",
+                shape=(1, 1, self.embed_dim),
+                initializer=keras.initializers.RandomNormal(stddev=1e-6),
+            )
 
     def call(self, inputs, training=None):
-        return self.norm(self.convolution(inputs), training=training) + self.position_embedding
+        x = self.convolution(inputs)
+        if self.has_norm:
+            x = self.norm(x, training=training)
+        if not self.has_class_token:
+            return x + self.position_embedding
+        # The token is added where the patches are padded: it needs no copy for each sample.
+        positions = x.shape[1] * x.shape[2]
+        patches = ops.pad(ops.reshape(x, (-1, positions, 1, self.embed_dim)), ((0, 0), (1, 0), (0, 0), (0, 0)))
+        token = ops.pad(ops.convert_to_tensor(self.class_token), ((0, positions), (0, 0), (0, 0)))
+        return patches + (token + self.position_embedding)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape
-        return batch, height // self.patch_size, width // self.patch_size, self.embed_dim
+        height, width = height // self.patch_size, width // self.patch_size
+        if self.has_class_token:
+            height, width = 1 + height * width, 1
+        return batch, height, width, self.embed_dim
 
     def get_config(self):
-        return {**super().get_config(), "embed_dim": self.embed_dim, "patch_size": self.patch_size}
+        return {
+            **super().get_config(),
+            "embed_dim": self.embed_dim,
+            "patch_size": self.patch_size,
+            "norm": self.has_norm,
+            "class_token": self.has_class_token,
+        }
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")

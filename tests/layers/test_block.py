@@ -22,6 +22,16 @@ def test_values(heads, reduction, expansion):
     assert_close(numpy(layer(x)), np_block(layer, x))
 
 
+@pytest.mark.parametrize("branches, affine", [(False, False), (False, True), (True, False)])
+def test_ablations(branches, affine):
+    layer, x = BinaryTransformerBlock(2, branches=branches, affine=affine), normal(2, 4, 2, 4)
+    check_layer(layer, x.shape, signs=True)
+    layer.attention.binarizer.clip.assign(1.5 / 8)
+    assert_close(numpy(layer(x)), np_block(layer, x, branches, affine))
+    assert any("branches" in weight.path for weight in layer.weights) == branches
+    assert any("_affine/" in weight.path for weight in layer.weights) == affine
+
+
 def test_starts_with_faint_residual_branches():
     layer = BinaryTransformerBlock()
     layer.build((1, 2, 2, 3))

@@ -53,6 +53,16 @@ def test_embedding(patch_size):
     assert_close(numpy(layer(x)), expected)
 
 
+def test_embedding_with_a_class_token():
+    layer, x = PatchEmbedding(5, 2, norm=False, class_token=True), normal(2, 8, 4, 3)
+    check_layer(layer, x.shape)
+    product = np.einsum("bhwpqc,pqcd->bhwd", np_patches(x, 2), float64(layer.convolution.kernel))
+    patches = (product + float64(layer.convolution.bias)).reshape(2, 8, 5)
+    tokens = np.concatenate([np.broadcast_to(float64(layer.class_token), (2, 1, 5)), patches], axis=1)
+    assert_close(numpy(layer(x)), (tokens + float64(layer.position_embedding)[:, 0])[:, :, None])
+    assert not any("norm" in weight.path for weight in layer.weights)
+
+
 def test_embedding_starts_as_the_authors_code_does():
     layer = PatchEmbedding(64, 4)
     layer.build((None, 32, 32, 16))
