@@ -2,11 +2,13 @@
 
 from keras_binaryvit import checkpoints, constraints, data, deploy, layers, metrics, models, quantizers
 from keras_binaryvit.memory import keep_freed_memory
-from keras_binaryvit.models import BinaryViT
+from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
 
 __version__ = "0.1.0"
 __all__ = [
     "BinaryViT",
+    "DeiT",
+    "FlatBinaryViT",
     "checkpoints",
     "constraints",
     "data",

@@ -4,8 +4,8 @@ import keras
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbedding, PatchMerging
-from keras_binaryvit.layers.checks import positive_integer
-from keras_binaryvit.layers.projection import kernel_initializer
+from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
+from keras_binaryvit.models.base import PresetModel, classification_head
 
 _SMALL = {
     "image_shape": (224, 224, 3),
@@ -36,7 +36,7 @@ PRESETS = {
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class BinaryViT(keras.Model):
+class BinaryViT(PresetModel):
     """A pyramid vision transformer with 1-bit weights and activations.
 
     Each stage but the first begins with a patch merging that halves the map; all tuples have one entry a stage, and
@@ -67,6 +67,8 @@ class BinaryViT(keras.Model):
 
     Source: BinaryViT, arXiv 2306.16678.
     """
+
+    presets = PRESETS
 
     def __init__(
         self,
@@ -99,17 +101,14 @@ class BinaryViT(keras.Model):
             raise ValueError("A model needs at least one stage. Received: depths=()")
         for depth in stages["depths"]:
             positive_integer("depths", depth)
-        if len(tuple(image_shape)) != 3:
-            raise ValueError(f"image_shape is (height, width, channels). Received: image_shape={image_shape}")
-        for side in image_shape:
-            positive_integer("image_shape", side)
+        image_shape = checked_image_shape(image_shape)
 
         input_quantizer = quantizers.get(input_quantizer)
         kernel_quantizer = quantizers.get(kernel_quantizer)
         conv_kernel_quantizer = quantizers.get(conv_kernel_quantizer)
         dtype = kwargs.pop("dtype", None)
 
-        inputs = keras.Input(tuple(image_shape), name="images")
+        inputs = keras.Input(image_shape, name="images")
         x = PatchEmbedding(embed_dims[0], patch_size, dtype=dtype, name="patch_embedding")(inputs)
         last_block = max(sum(depths) - 1, 1)
         block = 0
@@ -137,17 +136,10 @@ class BinaryViT(keras.Model):
                 block += 1
         x = BatchNorm(dtype=dtype, name="norm")(x)
         x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype=dtype, name="pooling")(x)
-        limit = embed_dims[-1] ** -0.5
-        outputs = keras.layers.Dense(
-            num_classes,
-            kernel_initializer=kernel_initializer(),
-            bias_initializer=keras.initializers.RandomUniform(-limit, limit),
-            dtype="float32",  # logits, whatever the policy: a loss in half precision is no place to save
-            name="head",
-        )(x)
+        outputs = classification_head(num_classes, embed_dims[-1])(x)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
-        self.image_shape = tuple(image_shape)
+        self.image_shape = image_shape
         self.num_classes = num_classes
         self.patch_size = patch_size
         self.stages = stages
@@ -157,21 +149,6 @@ class BinaryViT(keras.Model):
         self.kernel_quantizer = kernel_quantizer
         self.conv_kernel_quantizer = conv_kernel_quantizer
         self._layers_dtype = dtype
-
-    @classmethod
-    def from_preset(cls, preset: str, **overrides) -> "BinaryViT":
-        """Creates an untrained model from a named architecture.
-
-        Args:
-            preset: One of `PRESETS`.
-            **overrides: Arguments that replace the preset's, such as `num_classes` and `image_shape`.
-
-        Raises:
-            ValueError: No preset has that name.
-        """
-        if preset not in PRESETS:
-            raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(sorted(PRESETS))}")
-        return cls(**{"name": preset, **PRESETS[preset], **overrides})
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
@@ -189,11 +166,3 @@ class BinaryViT(keras.Model):
             "conv_kernel_quantizer": quantizers.serialize(self.conv_kernel_quantizer),
             "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
         }
-
-    @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "BinaryViT":
-        """Creates the model from `get_config()`."""
-        config = dict(config)
-        if isinstance(config.get("dtype"), dict):
-            config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
-        return cls(**config)

@@ -1,0 +1,51 @@
+"""What the models share: named architectures, and the real-valued head."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import keras
+
+from keras_binaryvit.layers.projection import kernel_initializer
+
+Model = TypeVar("Model", bound="PresetModel")
+
+
+class PresetModel(keras.Model):
+    """A functional model with named architectures; a subclass sets `presets` to its arguments by name."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def from_preset(cls: type[Model], preset: str, **overrides) -> Model:
+        """Creates an untrained model from a named architecture.
+
+        Args:
+            preset: One of `presets`.
+            **overrides: Arguments that replace the preset's, such as `num_classes` and `image_shape`.
+
+        Raises:
+            ValueError: No preset has that name.
+        """
+        if preset not in cls.presets:
+            raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(sorted(cls.presets))}")
+        return cls(**{"name": preset, **cls.presets[preset], **overrides})
+
+    @classmethod
+    def from_config(cls: type[Model], config: dict, custom_objects=None) -> Model:
+        """Creates the model from `get_config()`."""
+        config = dict(config)
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
+        return cls(**config)
+
+
+def classification_head(num_classes: int, channels: int) -> keras.layers.Dense:
+    """Returns the real-valued dense layer from `channels` features to logits, with the authors' initial weights."""
+    limit = channels**-0.5
+    return keras.layers.Dense(
+        num_classes,
+        kernel_initializer=kernel_initializer(),
+        bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+        dtype="float32",  # logits, whatever the policy: a loss in half precision is no place to save
+        name="head",
+    )

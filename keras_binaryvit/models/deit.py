@@ -1,0 +1,125 @@
+"""DeiT: the real-valued vision transformer that teaches the binary ones, and its presets."""
+
+import keras
+from keras import layers
+
+from keras_binaryvit.layers import PatchEmbedding
+from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
+from keras_binaryvit.models.base import PresetModel, classification_head
+
+_SMALL = {
+    "image_shape": (224, 224, 3),
+    "num_classes": 1000,
+    "patch_size": 16,
+    "embed_dim": 384,
+    "depth": 12,
+    "num_heads": 6,
+    "expansion": 4,
+}
+
+PRESETS = {
+    "deit_tiny": {**_SMALL, "embed_dim": 192, "num_heads": 3},
+    "deit_small": _SMALL,
+    "deit_base": {**_SMALL, "embed_dim": 768, "num_heads": 12},
+}
+"""Arguments of `DeiT` by preset. `deit_small` is the paper's teacher."""
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class DeiT(PresetModel):
+    """A real-valued pre-norm vision transformer with a class token, made of Keras' own layers.
+
+    Args:
+        image_shape: `(height, width, channels)`; the sides must be multiples of `patch_size`.
+        num_classes: Number of logits.
+        patch_size: Side of the patches that the image is cut into.
+        embed_dim: Channels.
+        depth: Number of blocks.
+        num_heads: Attention heads; must divide the channels.
+        expansion: How many times wider the feed-forward layers are.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        **kwargs: `name`, and other arguments of `keras.Model`.
+
+    Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
+
+    Raises:
+        ValueError: The arguments don't fit each other; the message names the value.
+
+    Source: DeiT, arXiv 2012.12877; LayerNorm with epsilon 1e-5, as in BinaryViT's code.
+    """
+
+    presets = PRESETS
+
+    def __init__(
+        self,
+        image_shape=(224, 224, 3),
+        num_classes: int = 1000,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        expansion: int = 4,
+        drop_path_rate: float = 0.0,
+        **kwargs,
+    ):
+        image_shape = checked_image_shape(image_shape)
+        depth = positive_integer("depth", depth)
+        expansion = positive_integer("expansion", expansion)
+        if positive_integer("embed_dim", embed_dim) % positive_integer("num_heads", num_heads):
+            raise ValueError(f"num_heads must divide embed_dim. Received: num_heads={num_heads}, embed_dim={embed_dim}")
+        dtype = kwargs.pop("dtype", None)
+        kernel = keras.initializers.TruncatedNormal(stddev=0.02)
+
+        inputs = keras.Input(image_shape, name="images")
+        x = PatchEmbedding(embed_dim, patch_size, norm=False, class_token=True, dtype=dtype, name="patch_embedding")(
+            inputs
+        )
+        x = layers.Reshape((x.shape[1], embed_dim), dtype=dtype, name="tokens")(x)
+        for block in range(depth):
+            prefix = f"block_{block}"
+            # One decision a sample, the same for all its positions and channels.
+            drop = {"rate": drop_path_rate * block / max(depth - 1, 1), "noise_shape": (None, 1, 1), "dtype": dtype}
+            h = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=f"{prefix}_attention_norm")(x)
+            h = layers.MultiHeadAttention(
+                num_heads, embed_dim // num_heads, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_attention"
+            )(h, h)
+            h = layers.Dropout(**drop, name=f"{prefix}_attention_drop_path")(h)
+            x = layers.Add(dtype=dtype, name=f"{prefix}_attention_residual")([x, h])
+            h = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=f"{prefix}_feed_forward_norm")(x)
+            h = layers.Dense(
+                embed_dim * expansion, "gelu", kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_expand"
+            )(h)
+            h = layers.Dense(embed_dim, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_reduce")(h)
+            h = layers.Dropout(**drop, name=f"{prefix}_feed_forward_drop_path")(h)
+            x = layers.Add(dtype=dtype, name=prefix)([x, h])
+        x = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
+        x = layers.Cropping1D((0, x.shape[1] - 1), dtype=dtype, name="class_token")(x)
+        x = layers.Flatten(dtype=dtype, name="features")(x)
+        outputs = classification_head(num_classes, embed_dim)(x)
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.expansion = expansion
+        self.drop_path_rate = drop_path_rate
+        self._layers_dtype = dtype
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "patch_size": self.patch_size,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "expansion": self.expansion,
+            "drop_path_rate": self.drop_path_rate,
+            "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
+        }
