@@ -2,16 +2,19 @@
 
 from keras_binaryvit.deploy.files import load_model, write_file
 from keras_binaryvit.deploy.freeze import freeze
+from keras_binaryvit.deploy.inspect import Inspection, inspect
 from keras_binaryvit.deploy.lce import ConversionError, convert, count_ops, predict
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
 
 __all__ = [
     "ConversionError",
+    "Inspection",
     "Verification",
     "VerificationError",
     "convert",
     "count_ops",
     "freeze",
+    "inspect",
     "load_model",
     "predict",
     "verify",

@@ -1,0 +1,358 @@
+"""inspect: what a flatbuffer computes, how many bytes it moves, and which layers its operators come from."""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from keras_binaryvit.deploy import tflite
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one operator costs, or several added up.
+
+    Attributes:
+        operators: How many.
+        bytes_moved: Bytes of the tensors that they read and write: all inputs that aren't constants, each time that an
+            operator has them as an input, and all outputs. A bit-packed tensor counts its packed bytes, and every
+            operator counts, even one such as RESHAPE that an interpreter may do in place.
+        constant_bytes: Bytes of their constant inputs.
+        binary_multiply_adds: Products of +-1 values.
+        float_multiply_adds: Products in convolutions, dense layers and matrix products of any other type; element-wise
+            operators count none. Padding counts in both, as is usual.
+        kernel_values: Number of 1-bit values in the constant kernels of binary convolutions.
+        kernel_plus_ones: How many of these are +1.
+    """
+
+    operators: int = 0
+    bytes_moved: int = 0
+    constant_bytes: int = 0
+    binary_multiply_adds: int = 0
+    float_multiply_adds: int = 0
+    kernel_values: int = 0
+    kernel_plus_ones: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Cost(*(a + b for a, b in zip(mine, others, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectedOperator:
+    """An operator of a flatbuffer.
+
+    Attributes:
+        name: Such as `"CONV_2D"` or `"LceBconv2d"`.
+        origin: Path of the Keras layer that it comes from, as far as tensor names tell; may be empty.
+        input_shapes: Of all inputs that it has, constants too.
+        output_shapes: Of all outputs.
+        cost: What it costs.
+    """
+
+    name: str
+    origin: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `print` shows it as tables.
+
+    Attributes:
+        file_bytes: Size of the flatbuffer.
+        input_shapes: Of the inputs of the graph.
+        output_shapes: Of the outputs of the graph.
+        operators: In the order of execution, one entry each.
+        constant_bytes: Bytes of all constants by type, each buffer counted once, the largest first. Kernels of
+            binary convolutions are of type `"int32, bit-packed"`.
+    """
+
+    file_bytes: int
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    operators: tuple[InspectedOperator, ...]
+    constant_bytes: dict[str, int]
+
+    @property
+    def total(self) -> Cost:
+        """What all operators cost together."""
+        return sum((operator.cost for operator in self.operators), Cost())
+
+    def by_name(self) -> dict[str, Cost]:
+        """Returns what the operators of each name cost, those that move the most bytes first."""
+        costs = self._grouped(lambda operator: operator.name)
+        return dict(sorted(costs.items(), key=lambda item: -item[1].bytes_moved))
+
+    def by_origin(self, depth: int | None = None) -> dict[str, Cost]:
+        """Returns what the operators of each layer cost, in the order in which the layers finish.
+
+        Args:
+            depth: Of the layer paths, to add up what is deeper; `None` for whole paths.
+        """
+        return self._grouped(lambda operator: "/".join(operator.origin.split("/")[:depth]))
+
+    def _grouped(self, key: Callable[[InspectedOperator], str]) -> dict[str, Cost]:
+        costs: dict[str, Cost] = {}
+        for operator in self.operators:
+            costs[key(operator)] = costs.pop(key(operator), Cost()) + operator.cost
+        return costs
+
+    def __str__(self) -> str:
+        sections = [
+            f"{self.file_bytes:,} bytes, {_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}",
+            _cost_table("operator", self.by_name(), self.total),
+            _cost_table("layer", self.by_origin(depth=1), self.total),
+            _text_table(["constants", "bytes"], [[name, f"{size:,}"] for name, size in self.constant_bytes.items()]),
+        ]
+        return "\n\n".join(sections)
+
+
+def inspect(flatbuffer: bytes) -> Inspection:
+    """Returns what a `.tflite` flatbuffer computes, of any model; operators of all its subgraphs count once.
+
+    The origin of an operator is the scope of its output's name, or else of its constants' names, without the model's
+    name. LCE's converter cuts names to 50 characters, so an origin can end above the layer itself.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer, or it is damaged; the message says where.
+        ImportError: It has binary convolutions, and the package `flatbuffers`, a part of TensorFlow, isn't installed.
+    """
+    model = tflite.read(flatbuffer)
+    origins = _origins(model.operators)
+    plus_ones = functools.cache(_plus_ones)
+    operators = tuple(
+        InspectedOperator(
+            operator.name,
+            origin,
+            tuple(tensor.shape for tensor in operator.inputs if tensor),
+            tuple(tensor.shape for tensor in operator.outputs),
+            _cost(operator, plus_ones),
+        )
+        for operator, origin in zip(model.operators, origins, strict=True)
+    )
+    return Inspection(
+        file_bytes=len(flatbuffer),
+        input_shapes=tuple(tensor.shape for tensor in model.inputs),
+        output_shapes=tuple(tensor.shape for tensor in model.outputs),
+        operators=operators,
+        constant_bytes=_constants(model.operators),
+    )
+
+
+# ---- costs
+
+
+def _cost(operator: tflite.Operator, plus_ones: Callable) -> Cost:
+    inputs = [tensor for tensor in operator.inputs if tensor]
+    cost = Cost(
+        operators=1,
+        bytes_moved=sum(t.nbytes for t in inputs if not t.data) + sum(t.nbytes for t in operator.outputs),
+        constant_bytes=sum(len(t.data) for t in inputs),
+    )
+    if operator.name in _FLOAT_PRODUCTS:
+        return dataclasses.replace(cost, float_multiply_adds=_FLOAT_PRODUCTS[operator.name](operator))
+    if operator.name == "LceBconv2d":
+        kernel, output = _shape(operator, 1, 4), _shape(operator, None, 4)
+        channels = _channels_a_group(operator, kernel[3])
+        values = kernel[0] * kernel[1] * kernel[2] * channels
+        cost = dataclasses.replace(cost, binary_multiply_adds=output[0] * output[1] * output[2] * values)
+        if operator.inputs[1] and operator.inputs[1].data:
+            ones = plus_ones(operator.inputs[1], channels)
+            cost = dataclasses.replace(cost, kernel_values=values, kernel_plus_ones=ones)
+    return cost
+
+
+def _shape(operator: tflite.Operator, index: int | None, rank: int) -> tuple[int, ...]:
+    """Returns the shape of an input, or of the output for `None`, after a check that it has at least `rank` sides."""
+    tensors: Sequence[tflite.Tensor | None] = operator.outputs if index is None else operator.inputs
+    index = index or 0
+    tensor = tensors[index] if index < len(tensors) else None
+    if tensor is None or len(tensor.shape) < rank:
+        what = "is missing" if tensor is None else f"has the shape {tensor.shape}"
+        raise ValueError(f"The flatbuffer is damaged: a tensor of {operator.name} {what}; it needs {rank} sides.")
+    return tensor.shape
+
+
+def _convolution(operator: tflite.Operator) -> int:
+    return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:])
+
+
+def _depthwise_convolution(operator: tflite.Operator) -> int:
+    return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:3])
+
+
+def _transposed_convolution(operator: tflite.Operator) -> int:
+    return math.prod(_shape(operator, 2, 4)) * math.prod(_shape(operator, 1, 4)[:3])
+
+
+def _dense(operator: tflite.Operator) -> int:
+    return math.prod(_shape(operator, None, 1)) * _shape(operator, 1, 2)[-1]
+
+
+def _matrix_product(operator: tflite.Operator) -> int:
+    output, left = _shape(operator, None, 2), _shape(operator, 0, 2)
+    # The left matrix may be given transposed; either way its other side than the output's rows is what is summed over.
+    return math.prod(output) * (left[-1] * left[-2] // max(output[-2], 1))
+
+
+_FLOAT_PRODUCTS = {
+    "CONV_2D": _convolution,
+    "DEPTHWISE_CONV_2D": _depthwise_convolution,
+    "TRANSPOSE_CONV": _transposed_convolution,
+    "FULLY_CONNECTED": _dense,
+    "BATCH_MATMUL": _matrix_product,
+}
+
+
+def _channels_a_group(operator: tflite.Operator, words: int) -> int:
+    """Returns the input channels that one output of an LceBconv2d sums; `words` of 32 bits hold those of a group."""
+    try:
+        flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
+    except ImportError as error:
+        raise ImportError(
+            "Binary convolutions can't be inspected without the package flatbuffers, a part of TensorFlow; "
+            "`pip install 'keras-binaryvit[tensorflow]'` installs it."
+        ) from error
+    try:
+        channels = flexbuffers.GetRoot(operator.options).AsMap["channels_in"].AsInt
+    except Exception as error:  # that package checks nothing: damaged bytes end in whatever they run into
+        raise ValueError("The flatbuffer is damaged: the options of an LceBconv2d can't be read.") from error
+    all_words = -(-channels // 32)
+    if words < 1 or all_words < 1 or all_words % words:
+        raise ValueError(
+            f"The flatbuffer is damaged: an LceBconv2d of {channels} channels has kernels of {words} words."
+        )
+    return channels // (all_words // words)
+
+
+def _plus_ones(kernel: tflite.Tensor, channels: int) -> int:
+    if len(kernel.data) != 4 * kernel.size:
+        raise ValueError(f"The flatbuffer is damaged: the kernel {kernel.name!r} has {len(kernel.data)} bytes.")
+    bits = np.unpackbits(np.frombuffer(kernel.data, np.uint8), bitorder="little")
+    # A set bit is a -1. The last word of a group may have bits left over.
+    return int(np.sum(bits.reshape(-1, 32 * kernel.shape[3])[:, :channels] == 0))
+
+
+def _constants(operators: Iterable[tflite.Operator]) -> dict[str, int]:
+    constants: dict[int, tuple[str, int]] = {}
+    for operator in operators:
+        for index, tensor in enumerate(operator.inputs):
+            if tensor and tensor.data:
+                packed = operator.name == "LceBconv2d" and index == 1
+                constants.setdefault(tensor.buffer, (tensor.dtype + ", bit-packed" * packed, len(tensor.data)))
+    sizes: dict[str, int] = collections.Counter()
+    for name, size in constants.values():
+        sizes[name] += size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+# ---- origins
+
+
+def _origins(operators: Sequence[tflite.Operator]) -> list[str]:
+    scopes = _scopes(operators)
+    root, suffix = _root(scopes)
+    return [
+        "/".join(_layer_path(scope, root, suffix)) or _own_name(operator)
+        for operator, scope in zip(operators, scopes, strict=True)
+    ]
+
+
+def _scopes(operators: Sequence[tflite.Operator]) -> list[list[str]]:
+    """Returns for each operator the scope of its output, or else of its constants, or else of what reads the output."""
+    scopes = []
+    readers: dict[int, list[str]] = {}
+    for operator in reversed(operators):
+        constants = [tensor for tensor in operator.inputs if tensor and tensor.data]
+        candidates = [_scope(tensor.name) for tensor in [*operator.outputs, *constants]]
+        candidates += [readers.get(id(tensor), []) for tensor in operator.outputs]
+        scope = next(filter(None, candidates), [])
+        readers.update((id(tensor), scope) for tensor in operator.inputs if tensor)
+        scopes.append(scope)
+    return scopes[::-1]
+
+
+def _scope(name: str) -> list[str]:
+    """Returns the scopes in a tensor's name: one of `a/b/operation`, what several joined by `;` have in common."""
+    parts = [part.split("/")[:-1] for part in name.split(";")]
+    scopes = [part[_is_generated(part[0]) :] for part in parts if part]
+    common = list(os.path.commonprefix(scopes))
+    # Constants folded across layers have but the model's name in common; the first name is that of the result.
+    return common if len(common) > 1 or not scopes else scopes[0]
+
+
+def _is_generated(name: str) -> bool:
+    return name.startswith(("StatefulPartitionedCall", "PartitionedCall"))
+
+
+def _root(scopes: Sequence[list[str]]) -> tuple[str, str]:
+    """Returns the scope that stands for the model, and the ending that export gave to all layers; both may be empty."""
+    roots = collections.Counter(scope[0] for scope in scopes if scope)
+    root, count = max(roots.items(), key=lambda item: item[1], default=("", 0))
+    if 2 * count <= roots.total():
+        return "", ""
+    # Keras opens each layer's scope twice and TensorFlow tells the two apart, so that all scopes end in _1.
+    ending = re.search(r"_\d+$", root)
+    suffix = ending.group() if ending else ""
+    layers = {scope[1] for scope in scopes if scope[:1] == [root] and len(scope) > 1}
+    return root, suffix if all(layer.endswith(suffix) for layer in layers) else ""
+
+
+def _layer_path(scope: list[str], root: str, suffix: str) -> list[str]:
+    if scope[:1] != [root]:
+        return scope
+    # A scope without the ending isn't a layer, but an operation inside one.
+    layers = list(itertools.takewhile(lambda part: part.endswith(suffix), scope[1:]))
+    return [part.removesuffix(suffix) for part in layers or [root]]
+
+
+def _own_name(operator: tflite.Operator) -> str:
+    name = operator.outputs[0].name if operator.outputs else ""
+    return "" if _is_generated(name) else name
+
+
+# ---- text
+
+
+def _cost_table(title: str, costs: dict[str, Cost], total: Cost) -> str:
+    heads = [title, "ops", "bytes moved", "constant bytes", "binary multiply-adds", "float multiply-adds"]
+    rows = [
+        [
+            name or "-",
+            f"{cost.operators:,}",
+            f"{cost.bytes_moved:,}",
+            f"{cost.constant_bytes:,}",
+            f"{cost.binary_multiply_adds:,}",
+            f"{cost.float_multiply_adds:,}",
+        ]
+        for name, cost in [*costs.items(), ("total", total)]
+    ]
+    return _text_table(heads, rows)
+
+
+def _text_table(heads: list[str], rows: list[list[str]]) -> str:
+    # Names come from a file that may be anyone's: no line breaks, no terminal's control characters.
+    table = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in [heads, *rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in table
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes) or "nothing"
