@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_binaryvit.models import BinaryViT
+from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
 
 
 class Parameter(NamedTuple):
@@ -105,13 +105,15 @@ def _block(prefix, block):
     ):
         part = f"{prefix}.{part}"
         yield from _projection(layer, f"{part}.move", f"{part}.dense", f"{part}.norm", f"{part}.rprelu")
-    yield from _affine(f"{prefix}.attention.output.layerscale", block.attention_affine)
-    yield from _affine(f"{prefix}.output.layerscale", block.feed_forward_affine)
     yield from _norm(f"{prefix}.layernorm_before", block.attention_norm)
     yield from _norm(f"{prefix}.layernorm_after", block.feed_forward_norm)
-    for (height, width), affine in zip(block.branches.windows, block.branches.affines, strict=True):
-        branch = f"h{height}" if width == 1 else f"w{width}"
-        yield from _affine(f"{prefix}.layerscale_{branch}", affine)
+    if block.has_affine:
+        yield from _affine(f"{prefix}.attention.output.layerscale", block.attention_affine)
+        yield from _affine(f"{prefix}.output.layerscale", block.feed_forward_affine)
+    if block.has_branches:
+        for (height, width), affine in zip(block.branches.windows, block.branches.affines, strict=True):
+            branch = f"h{height}" if width == 1 else f"w{width}"
+            yield from _affine(f"{prefix}.layerscale_{branch}", affine)
 
 
 def _merging(prefix, layer):
@@ -124,41 +126,95 @@ def _merging(prefix, layer):
         yield from _rprelu(f"{prefix}.rprelu", layer.activation)
 
 
-def torch_parameters(model: BinaryViT) -> dict[str, Parameter]:
+def _embedding(layer):
+    prefix = "vit.embeddings"
+    yield f"{prefix}.position_embeddings", _position(layer.position_embedding)
+    yield f"{prefix}.patch_embeddings.projection.weight", _conv(layer.convolution.kernel)
+    yield f"{prefix}.patch_embeddings.projection.bias", _parameter(layer.convolution.bias)
+    if layer.has_norm:
+        yield from _norm(f"{prefix}.norm", layer.norm)
+    if layer.has_class_token:
+        yield f"{prefix}.cls_token", _parameter(layer.class_token)
+
+
+def _head(layer):
+    yield "classifier.weight", _linear(layer.kernel)
+    yield "classifier.bias", _parameter(layer.bias)
+
+
+def _binary_model(model, depths):
+    yield from _embedding(model.get_layer("patch_embedding"))
+    for block in range(sum(depths)):
+        yield from _block(f"vit.encoder.layer.{block}", model.get_layer(f"block_{block}"))
+    for stage in range(1, len(depths)):
+        yield from _merging(f"vit.encoder.patch_embed{stage}", model.get_layer(f"patch_merging_{stage}"))
+    yield from _norm("vit.layernorm", model.get_layer("norm"))
+    yield from _head(model.get_layer("head"))
+
+
+def _dense(prefix, layer, inputs):
+    # Attention's kernels have an axis of heads, (in, heads, head_dim) or (heads, head_dim, out).
+    kernel = layer.kernel
+    yield (
+        f"{prefix}.weight",
+        _parameter(
+            kernel,
+            lambda a: np.transpose(np.reshape(a, (inputs, -1))),
+            lambda a: np.reshape(np.transpose(a), kernel.shape),
+        ),
+    )
+    yield f"{prefix}.bias", _reshaped(layer.bias, (-1,))
+
+
+def _layer_norm(prefix, layer):
+    yield f"{prefix}.weight", _parameter(layer.gamma)
+    yield f"{prefix}.bias", _parameter(layer.beta)
+
+
+def _deit(model):
+    channels = model.embed_dim
+    yield from _embedding(model.get_layer("patch_embedding"))
+    for block in range(model.depth):
+        ours, theirs = f"block_{block}", f"vit.encoder.layer.{block}"
+        attention = model.get_layer(f"{ours}_attention")
+        yield from _layer_norm(f"{theirs}.layernorm_before", model.get_layer(f"{ours}_attention_norm"))
+        yield from _dense(f"{theirs}.attention.attention.query", attention.query_dense, channels)
+        yield from _dense(f"{theirs}.attention.attention.key", attention.key_dense, channels)
+        yield from _dense(f"{theirs}.attention.attention.value", attention.value_dense, channels)
+        yield from _dense(f"{theirs}.attention.output.dense", attention.output_dense, channels)
+        yield from _layer_norm(f"{theirs}.layernorm_after", model.get_layer(f"{ours}_feed_forward_norm"))
+        yield from _dense(f"{theirs}.intermediate.dense", model.get_layer(f"{ours}_expand"), channels)
+        yield from _dense(f"{theirs}.output.dense", model.get_layer(f"{ours}_reduce"), channels * model.expansion)
+    yield from _layer_norm("vit.layernorm", model.get_layer("norm"))
+    yield from _head(model.get_layer("head"))
+
+
+def torch_parameters(model: keras.Model) -> dict[str, Parameter]:
     """Returns every variable of `model`, trainable or running statistic, by the authors' name.
 
     Raises:
-        TypeError: `model` isn't a `BinaryViT`.
+        TypeError: `model` is neither a `BinaryViT` nor a `FlatBinaryViT` nor a `DeiT`.
     """
-    if not isinstance(model, BinaryViT):
-        raise TypeError(f"The authors' names are known for BinaryViT. Received: {type(model).__name__}")
-
-    def names():
-        embedding = model.get_layer("patch_embedding")
-        yield "vit.embeddings.position_embeddings", _position(embedding.position_embedding)
-        yield "vit.embeddings.patch_embeddings.projection.weight", _conv(embedding.convolution.kernel)
-        yield "vit.embeddings.patch_embeddings.projection.bias", _parameter(embedding.convolution.bias)
-        yield from _norm("vit.embeddings.norm", embedding.norm)
-        depths = model.stages["depths"]
-        for block in range(sum(depths)):
-            yield from _block(f"vit.encoder.layer.{block}", model.get_layer(f"block_{block}"))
-        for stage in range(1, len(depths)):
-            yield from _merging(f"vit.encoder.patch_embed{stage}", model.get_layer(f"patch_merging_{stage}"))
-        yield from _norm("vit.layernorm", model.get_layer("norm"))
-        yield "classifier.weight", _linear(model.get_layer("head").kernel)
-        yield "classifier.bias", _parameter(model.get_layer("head").bias)
-
-    return dict(names())
+    if isinstance(model, BinaryViT):
+        return dict(_binary_model(model, model.stages["depths"]))
+    if isinstance(model, FlatBinaryViT):
+        return dict(_binary_model(model, [model.depth]))
+    if isinstance(model, DeiT):
+        return dict(_deit(model))
+    raise TypeError(
+        f"The authors' names are known for BinaryViT, FlatBinaryViT and DeiT. Received: {type(model).__name__}"
+    )
 
 
-def load_torch_state_dict(model: BinaryViT, state: Mapping[str, np.ndarray]) -> None:
+def load_torch_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
     """Sets the variables of `model` from the authors' state dict.
 
     Args:
-        model: A `BinaryViT` of the same architecture.
+        model: A `BinaryViT`, `FlatBinaryViT` or `DeiT` of the same architecture.
         state: The authors' names with NumPy arrays in their layout. `num_batches_tracked` is ignored.
 
     Raises:
+        TypeError: As `torch_parameters`.
         ValueError: Names are missing or left over, or arrays have another shape or values that aren't finite; all of
             them are listed, and the model is unchanged.
     """
@@ -181,7 +237,7 @@ def load_torch_state_dict(model: BinaryViT, state: Mapping[str, np.ndarray]) -> 
         parameter.variable.assign(parameter.from_torch(state[name]))
 
 
-def to_torch_state_dict(model: BinaryViT) -> dict[str, np.ndarray]:
+def to_torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns the variables of `model` under the authors' names and in their layout, without `num_batches_tracked`."""
     return {
         name: parameter.to_torch(keras.ops.convert_to_numpy(parameter.variable))

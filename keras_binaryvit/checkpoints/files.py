@@ -1,0 +1,147 @@
+"""State dicts in files: `.pth`, `.npz` and `.safetensors` to NumPy arrays by name, and back."""
+
+import argparse
+import io
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from keras_binaryvit.deploy.files import write_file
+
+StateDict = Mapping[str, np.ndarray]
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the arrays of a PyTorch state dict by name. Nothing in the file is executed.
+
+    Args:
+        path: A `.npz` or `.safetensors` file, or a `.pth` or `.pt` file with a state dict or a training checkpoint
+            (`{"model": state dict, ...}`), which needs PyTorch. If any name begins with `state/`, only those that do
+            are returned, without it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Its ending is unknown, or it is cut short, of another format, or holds more than tensors.
+        ImportError: PyTorch or safetensors isn't installed.
+    """
+    path = Path(path)
+    read, _ = _format(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        state = read(path)
+    except ImportError:
+        raise
+    except Exception as error:  # each format's reader raises whatever it trips over
+        kind = "" if type(error) is ValueError else f"{type(error).__name__} "
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise ValueError(f"{str(path)!r} can't be read as a {path.suffix} file: {kind}{reason}") from error
+    recorded = {name.removeprefix("state/"): array for name, array in state.items() if name.startswith("state/")}
+    return recorded or state
+
+
+def write_state_dict(path: str | os.PathLike, state: StateDict) -> None:
+    """Writes arrays by name, beside `path` and renamed, so that a failure leaves whatever was there.
+
+    Args:
+        path: Ends in `.npz`, `.safetensors`, `.pth` or `.pt`; the last two need PyTorch and hold a plain state dict.
+        state: Names with arrays.
+
+    Raises:
+        ValueError: The ending is unknown.
+        ImportError: PyTorch or safetensors isn't installed.
+        OSError: The folder is missing or can't be written to.
+    """
+    _, content = _format(Path(path))
+    # In C order, as all formats store arrays; np.ascontiguousarray would give scalars an axis.
+    write_file(path, content({name: np.asarray(array, order="C") for name, array in state.items()}))
+
+
+def _format(path: Path) -> tuple[Callable, Callable]:
+    """Returns the functions that read a file and give a file's content."""
+    formats = {
+        ".npz": (_read_npz, _npz),
+        ".safetensors": (_read_safetensors, _safetensors),
+        ".pth": (_read_pth, _pth),
+        ".pt": (_read_pth, _pth),
+    }
+    if path.suffix not in formats:
+        raise ValueError(f"{path.name!r} must end in one of {', '.join(formats)}.")
+    return formats[path.suffix]
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _npz(state: StateDict) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **state)
+    return content.getvalue()
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    state = _import_safetensors().load_file(path)
+    return {name: a.astype("float32") if a.dtype.name == "bfloat16" else a for name, a in state.items()}
+
+
+def _safetensors(state: StateDict) -> bytes:
+    return _import_safetensors().save(state)
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    torch = _import_torch()
+    try:
+        # A training checkpoint also holds the command line; a Namespace only takes attributes, it runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"it is no PyTorch file or holds more than tensors{f' ({name[1]})' if name else ''}; nothing of it was run"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a state dict")
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strangers:
+        raise ValueError(f"it holds no state dict; these entries are no tensors: {', '.join(strangers)}")
+    # NumPy has no bfloat16.
+    return {n: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for n, t in content.items()}
+
+
+def _pth(state: StateDict) -> bytes:
+    torch = _import_torch()
+    content = io.BytesIO()
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in state.items()}, content)
+    return content.getvalue()
+
+
+def _import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "A .pth file needs PyTorch: pip install torch --index-url https://download.pytorch.org/whl/cpu "
+            f"(.npz and .safetensors don't). The error was: {error}"
+        ) from error
+    return torch
+
+
+def _import_safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "A .safetensors file needs `pip install 'keras-binaryvit[checkpoints]'` (.npz doesn't). "
+            f"The error was: {error}"
+        ) from error
+    return safetensors.numpy
