@@ -26,7 +26,7 @@ lint: $(VENV)/.test
 
 test: lint
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/test_checkpoints.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Compares BinaryViT with a recording of the authors' implementation. `python tests/parity.py` prints the table."""
+"""Compares the models with recordings of the authors' implementation. `python tests/parity.py` prints the table."""
 
 import json
 import os
@@ -11,6 +11,11 @@ from keras import ops
 import keras_binaryvit as kb
 
 GOLDEN = Path(__file__).parent / "golden"
+RECORDINGS = ("pyramid_mini", "flat_row1_cls", "flat_row4_branch_ls", "deit_fp")
+
+# Layers and the names that their outputs are recorded under; with a number, as in block_0, in the second.
+_LAYERS = {"patch_embedding": "embeddings", "norm": "final_norm", "head": "logits"}
+_NUMBERED_LAYERS = {"block": "layer_out", "patch_merging": "patch_embed"}
 
 
 def relative_error(actual, expected) -> float:
@@ -63,38 +68,30 @@ class Recording:
         self.images = self.arrays["input"].transpose(0, 2, 3, 1)
         self.labels = self.arrays["labels"]
 
-    def model(self):
-        config = self.config["config"]
-        widths, hidden = config["hidden_size"], config["intermediate_size"]
-        return kb.BinaryViT(
-            image_shape=self.images.shape[1:],
-            num_classes=self.config["num_labels"],
-            patch_size=config["patch_size"],
-            embed_dims=widths,
-            depths=config["depths"],
-            num_heads=config["num_attention_heads"],
-            reductions=config["reduction_ratio"],
-            expansions=[h // w for h, w in zip(hidden, widths, strict=True)],
-            binary_patch_merging=not self.config["flags"]["some_fp"],
-        )
+    def model(self, state=None):
+        """Returns the model for the recorded weights, or for those in `state`, with them."""
+        state = self.state if state is None else state
+        model = kb.checkpoints.create_model(state, config=self.config["config"])
+        kb.checkpoints.load_torch_state_dict(model, state)
+        return model
 
     def eval_errors(self, model):
         """The relative error of every recorded value of the inference pass that has a counterpart."""
-        computed = {}
-        x = model.get_layer("patch_embedding")(self.images, training=False)
-        computed["embeddings"] = x
-        block_index = 0
-        for stage, depth in enumerate(model.stages["depths"]):
-            if stage:
-                x = computed[f"patch_embed/{stage}"] = model.get_layer(f"patch_merging_{stage}")(x, training=False)
-            for _ in range(depth):
-                block = model.get_layer(f"block_{block_index}")
-                computed |= self._inside(block, x, block_index)
-                x = computed[f"layer_out/{block_index}"] = block(x, training=False)
-                block_index += 1
-        computed["final_norm"] = model.get_layer("norm")(x, training=False)
-        computed["logits"] = model(self.images, training=False)
-        return {name: relative_error(value, self.arrays[f"eval/{name}"]) for name, value in computed.items()}
+        tensors, blocks = {}, {}
+        for layer in model.layers:
+            kind, _, number = layer.name.rpartition("_")
+            if layer.name in _LAYERS:
+                tensors[_LAYERS[layer.name]] = layer.output
+            elif kind in _NUMBERED_LAYERS and number.isdigit():
+                tensors[f"{_NUMBERED_LAYERS[kind]}/{number}"] = layer.output
+            if isinstance(layer, kb.layers.BinaryTransformerBlock):
+                tensors[f"input/{number}"] = layer.input
+                blocks[number] = layer
+        computed = keras.Model(model.input, tensors)(self.images, training=False)
+        for number, block in blocks.items():
+            computed |= self._inside(block, computed.pop(f"input/{number}"), number)
+        recorded = {name: f"eval/{name}" for name in computed if f"eval/{name}" in self.arrays}
+        return {name: relative_error(computed[name], self.arrays[key]) for name, key in recorded.items()}
 
     @staticmethod
     def _inside(block, x, index):
@@ -156,22 +153,26 @@ def attention_pool(x, reduction):
     return ops.average_pool(x, reduction, reduction, "valid", data_format="channels_last")
 
 
-def main():
-    recording = Recording("pyramid_mini")
+def rows(recording):
+    """Yields `(what, largest error)` of all that is recorded."""
     model = recording.model()
-    kb.checkpoints.load_torch_state_dict(model, recording.state)
-    rows = {"eval: logits and intermediates": max(recording.eval_errors(model).values())}
-    for mode in ("evalgrad", "train"):
-        errors = recording.step_errors(
-            model, mode, train_step(model, recording.images, recording.labels, training=mode == "train")
-        )
-        rows[f"{mode}: logits"] = errors["logits"]
-        rows[f"{mode}: loss"] = errors["loss"]
-        rows[f"{mode}: 395 gradients"] = max(errors["gradients"].values())
-    rows["train: 112 running statistics"] = max(recording.buffer_errors(model).values())
-    print(f"pyramid_mini, {keras.backend.backend()}: largest error, relative to the array's maximum")
-    for name, error in rows.items():
-        print(f"  {name:34s} {error:.1e}")
+    yield "eval: logits and intermediates", max(recording.eval_errors(model).values())
+    for mode in ("evalgrad", "train"):  # the second updates the running statistics
+        if f"{mode}/loss" in recording.arrays:
+            step = train_step(model, recording.images, recording.labels, training=mode == "train")
+            errors = recording.step_errors(model, mode, step)
+            yield f"{mode}: logits", errors["logits"]
+            yield f"{mode}: loss", errors["loss"]
+            yield f"{mode}: {len(errors['gradients'])} gradients", max(errors["gradients"].values())
+    if statistics := recording.buffer_errors(model):
+        yield f"train: {len(statistics)} running statistics", max(statistics.values())
+
+
+def main():
+    for name in RECORDINGS:
+        print(f"{name}, {keras.backend.backend()}: largest error, relative to the array's maximum")
+        for what, error in rows(Recording(name)):
+            print(f"  {what:34s} {error:.1e}")
 
 
 if __name__ == "__main__":

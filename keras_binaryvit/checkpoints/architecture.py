@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_binaryvit.checkpoints.files import read_state_dict
 from keras_binaryvit.checkpoints.names import load_torch_state_dict
+from keras_binaryvit.checkpoints.state_dicts import read_state_dict
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
 from keras_binaryvit.models.base import PresetModel
