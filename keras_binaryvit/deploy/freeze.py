@@ -2,83 +2,133 @@
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_binaryvit import quantizers
+from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy.fold import fold
+from keras_binaryvit.deploy.graph import Graph, Input, Operation, Pick, Slot
+from keras_binaryvit.deploy.lower import functional_graph, lower, signs_and_scale
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
 
-def quantized_layers(model: keras.Model) -> list[QuantDense | QuantConv2D]:
-    """Returns all layers of `model` that can own a binarised kernel, at any depth."""
-    return [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
+def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers of a frozen model that multiply 1-bit values with 1-bit kernels, at any depth."""
+    layers = (inference.Convolution, QuantConv2D, QuantDense)
+    return [layer for layer in frozen._flatten_layers() if isinstance(layer, layers) and layer.is_binary]
 
 
 def freeze(model: keras.Model) -> keras.Model:
     """Returns the inference model of `model`: an ordinary Keras model in float32, for calling, saving and converting.
 
-    Every 1-bit kernel becomes +-1 with a factor for each unit, and binary dense layers become 1x1 convolutions, which
-    the LCE converter knows. Its outputs equal those of `model(x, training=False)`: binary products are integers in
-    both. `model` is unchanged.
+    Every 1-bit kernel becomes +-1 with a factor for each unit. Batch normalisations, shifts and residual scales are
+    computed together in float64 and become part of the constants around them; binary dense layers become 1x1
+    convolutions, which the LCE converter knows; the pooling branches of a block become one depthwise convolution.
+    Binary products are the same integers as in `model(x, training=False)`; between them values differ by float32's
+    rounding. `model` is unchanged.
 
     Args:
-        model: A functional or Sequential model of any layers, built.
+        model: A functional or Sequential model, built, of our layers and any others. A layer of your own that contains
+            our binary layers must take their kernel quantiser as an argument `kernel_quantizer` and return it from
+            `get_config()`.
 
     Raises:
-        ValueError: `model` has no graph of layers or isn't built, or a kernel's quantised values aren't +-one
-            magnitude for each unit; the message names the layer.
+        ValueError: `model` has no graph of layers or isn't built, or a layer can't be frozen; the message names it.
     """
     if not model.built:
         raise ValueError(f"The model {model.name!r} has no weights yet; build it or call it on a batch first.")
-    try:
-        graph = keras.Model(model.inputs, model.outputs, name=model.name)
-    except (AttributeError, ValueError) as error:
+    if functional_graph(model) is None:
         raise ValueError(
             f"Only functional and Sequential models can be frozen; {model.name!r} is a {type(model).__name__} "
             "without a graph of layers."
-        ) from error
-    frozen = keras.models.clone_model(graph, clone_function=_frozen_layer, recursive=True)
+        )
+    return _emit(fold(lower(model)), model.name)
 
-    for layer in quantized_layers(frozen):
+
+def _emit(graph: Graph, name: str) -> keras.Model:
+    """Returns the Keras model of a graph without affines on its edges."""
+    tensors: dict = {}
+    copies: dict = {}
+    names: dict = {}
+    for node in graph.nodes:
+        read = [tensors[edge.node] for edge in node.inputs]
+        if node.kind is Input:
+            tensors[node] = keras.Input(**node.options)
+        elif node.kind is Pick:
+            tensors[node] = keras.tree.flatten(read[0])[node.options["index"]]
+        elif node.kind is Operation:
+            operation = node.options["operation"]
+            if id(operation) not in copies:
+                copies[id(operation)] = _copy(operation, node.name)
+            args, kwargs = keras.tree.map_structure(
+                lambda x, read=read: read[x.index] if isinstance(x, Slot) else x, node.options["call"]
+            )
+            tensors[node] = copies[id(operation)](*args, **kwargs)
+            _copy_weights(operation, copies[id(operation)])
+        else:
+            names[node.name] = names.get(node.name, 0) + 1
+            unique = node.name if names[node.name] == 1 else f"{node.name}_{names[node.name]}"
+            layer = node.kind(**node.options, name=unique)
+            tensors[node] = layer(read[0] if len(read) == 1 else read)
+            _set_constants(layer, node.constants)
+    inputs = [tensors[node] for node in graph.nodes if node.kind is Input]
+    outputs = keras.tree.map_structure(lambda index: tensors[graph.outputs[index].node], graph.output_structure)
+    frozen = keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs, name=name)
+    frozen.trainable = False
+    return frozen
+
+
+def _set_constants(layer, constants):
+    if isinstance(layer, inference.Convolution) and not layer.is_binary:
+        constants = {"kernel": constants["kernel"] * constants["scale"], "bias": constants["bias"]}
+    for name, value in constants.items():
+        variable = getattr(layer, name)
+        variable.assign(np.asarray(value).reshape(variable.shape).astype("float32"))
+
+
+def _copy(operation, name):
+    if not isinstance(operation, keras.layers.Layer):
+        return operation  # of keras.ops: it has no weights
+    if isinstance(operation, keras.layers.Lambda):
+        raise ValueError(
+            f"The layer {operation.path!r} can't be frozen: a Lambda holds Python code, which a saved model can't. Make "
+            "it a layer of your own, registered with keras.saving.register_keras_serializable."
+        )
+    try:
+        config = operation.get_config()
+        if quantizers.is_one_bit(quantizers.get(config.get("kernel_quantizer"))):
+            config["kernel_quantizer"] = quantizers.serialize(quantizers.FrozenSign())
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        return type(operation).from_config({**config, "name": name})
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"The layer {operation.path!r} can't be frozen: {type(operation).__name__} can't be made again from its "
+            f"get_config(): {error}"
+        ) from error
+
+
+def _copy_weights(source, target):
+    if source is target or not source.variables:
+        return
+    frozen = {id(layer.kernel): layer for layer in _quantized(target) if layer.is_frozen}
+    for layer in _quantized(target):
         if quantizers.is_one_bit(layer.kernel_quantizer) and not layer.is_frozen:
             raise ValueError(
                 f"The layer {layer.path!r} can't be frozen: the layer that holds it must take its kernel quantiser as "
                 "an argument `kernel_quantizer` and return it from get_config()."
             )
-
-    sources = {id(layer.kernel): layer for layer in quantized_layers(graph)}
-    targets = {id(layer.kernel): layer for layer in quantized_layers(frozen) if layer.is_frozen}
-    for source, target in zip(_variables_but_scales(graph), _variables_but_scales(frozen), strict=True):
-        if id(target) in targets:
-            layer = targets[id(target)]
-            values, scale = _signs_and_scale(sources[id(source)])
-            layer.kernel.assign(values.reshape(layer.kernel.shape))
-            layer.scale.assign(scale)
+    kernels = {id(layer.kernel): layer for layer in _quantized(source)}
+    scales = {id(layer.scale) for layer in _quantized(target) if layer.is_frozen}
+    scales -= {id(layer.scale) for layer in _quantized(source) if layer.is_frozen}
+    targets = [variable for variable in target.variables if id(variable) not in scales]
+    for variable, copied in zip(source.variables, targets, strict=True):
+        if id(copied) in frozen and not kernels[id(variable)].is_frozen:
+            values, scale = signs_and_scale(kernels[id(variable)])
+            frozen[id(copied)].kernel.assign(values.reshape(copied.shape))
+            frozen[id(copied)].scale.assign(scale)
         else:
-            target.assign(source)
-    frozen.trainable = False
-    return frozen
+            copied.assign(variable)
 
 
-def _variables_but_scales(model):
-    scales = {id(layer.scale) for layer in quantized_layers(model) if layer.is_frozen}
-    return [variable for variable in model.variables if id(variable) not in scales]
-
-
-def _frozen_layer(layer):
-    config = layer.get_config()
-    if quantizers.is_one_bit(quantizers.get(config.get("kernel_quantizer"))):
-        config["kernel_quantizer"] = quantizers.serialize(quantizers.FrozenSign())
-    if "dtype" in config:
-        config["dtype"] = "float32"
-    return type(layer).from_config(config)
-
-
-def _signs_and_scale(layer):
-    values, scale = (None if x is None else ops.convert_to_numpy(x) for x in layer.quantized_kernel())
-    magnitudes = np.abs(values).reshape(-1, values.shape[-1])
-    if not np.all(magnitudes == magnitudes[0]) or not np.all(magnitudes[0] > 0):
-        raise ValueError(
-            f"The layer {layer.path!r} can't be frozen: its kernel quantiser {layer.kernel_quantizer!r} gives other "
-            "values than +-one magnitude for each unit."
-        )
-    return np.where(values >= 0, 1.0, -1.0), magnitudes[0] * (1.0 if scale is None else scale)
+def _quantized(layer):
+    return [inner for inner in layer._flatten_layers() if isinstance(inner, QuantDense | QuantConv2D)]

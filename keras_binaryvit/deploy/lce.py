@@ -7,7 +7,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy.freeze import freeze, quantized_layers
+from keras_binaryvit.deploy.freeze import binary_layers, freeze
 
 
 class ConversionError(RuntimeError):
@@ -57,7 +57,7 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
         frozen.export(folder, input_signature=signature, verbose=False)
         flatbuffer = lce.convert_saved_model(folder)
 
-    binary = sum(layer.is_binary for layer in quantized_layers(frozen))
+    binary = len(binary_layers(frozen))
     converted = count_ops(flatbuffer)["LceBconv2d"]
     if converted < binary:
         raise ConversionError(

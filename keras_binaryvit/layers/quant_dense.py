@@ -74,6 +74,13 @@ class _QuantizedKernel:
         }
 
 
+def _matmul(inputs, kernel):
+    # As one matrix: with more axes XLA writes a transposed copy of the gradient, which takes longer than the products.
+    shape = ops.shape(inputs)
+    outputs = ops.matmul(ops.reshape(inputs, (-1, shape[-1])), kernel)
+    return ops.reshape(outputs, (*shape[:-1], kernel.shape[-1]))
+
+
 @keras.saving.register_keras_serializable("keras_binaryvit")
 class QuantDense(_QuantizedKernel, keras.layers.Dense):
     """A dense layer with quantised inputs and kernel: `activation(q_in(x) . q_k(kernel) + bias)`.
@@ -120,7 +127,7 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
         return super().add_weight(shape, *args, name=name, **kwargs)
 
     def call(self, inputs):
-        outputs = self._convolution(inputs) if self.is_frozen else self._quantized_product(ops.matmul, inputs)
+        outputs = self._convolution(inputs) if self.is_frozen else self._quantized_product(_matmul, inputs)
         if self.use_bias:
             outputs = outputs + self.bias
         return outputs if self.activation is None else self.activation(outputs)
@@ -206,7 +213,7 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
         spatial = slice(1, 3) if self.data_format == "channels_last" else slice(2, 4)
         paddings = [(0, 0)] * 4
         paddings[spatial] = [
-            _same_padding(*sizes)
+            same_padding(*sizes)
             for sizes in zip(
                 ops.shape(inputs)[spatial], self.kernel_size, self.strides, self.dilation_rate, strict=True
             )
@@ -224,7 +231,7 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
         return {**super().get_config(), "pad_values": self.pad_values}
 
 
-def _same_padding(size, kernel_size, stride, dilation):
+def same_padding(size, kernel_size, stride, dilation):
     """Returns the values before and after a spatial axis that make `ceil(size / stride)` windows fit."""
     needed = (-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1
     total = max(needed - size, 0) if isinstance(size, int) else ops.maximum(needed - size, 0)

@@ -1,0 +1,206 @@
+"""fold: gives every per-channel affine of a graph the cheapest place.
+
+One sweep from the inputs to the outputs. At each node the affines on its inputs go into its constants or through to its
+outputs where they can; what its readers then ask for is written into the constants of what computes it where possible.
+An affine that finds no such place becomes an operation, one for all readers that ask for the same.
+"""
+
+import numpy as np
+
+from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy.graph import Edge, Graph, Node
+
+_PRODUCTS = (inference.Convolution, inference.Dense, inference.DepthwiseConvolution, inference.Affine)
+_SUMS = (inference.Add, inference.AveragePooling, inference.GlobalAveragePooling, inference.Upsampling)
+_REARRANGED = {
+    inference.Tile: lambda shift, options: np.tile(shift, options["copies"]),
+    inference.GroupMean: lambda shift, options: np.reshape(shift, (-1, options["size"])).mean(-1),
+}
+
+
+def fold(graph: Graph) -> Graph:
+    """Returns `graph` with no affine left on any edge, in as few operations as possible. `graph` is used up."""
+    return _Folding(graph).run()
+
+
+class _Folding:
+    def __init__(self, graph):
+        self._graph = graph
+        self._done = []
+        # What reads each node, with the reading node; `None` reads the outputs.
+        self._reads = {node: [] for node in graph.nodes}
+        for node in graph.nodes:
+            for edge in node.inputs:
+                self._reads[edge.node].append((edge, node))
+        for edge in graph.outputs:
+            self._reads[edge.node].append((edge, None))
+
+    def run(self):
+        for node in self._graph.nodes:
+            if not self._reads[node]:
+                continue  # nobody reads it
+            self._take_in(node)
+            self._done.append(node)
+            self._give_scales(node)
+            self._give_shifts(node)
+        return Graph(self._done, self._graph.outputs, self._graph.output_structure)
+
+    def _take_in(self, node):
+        """Moves the affines on the inputs of `node` into its constants or to its readers."""
+        for edge in node.inputs:
+            scale, shift = edge.scale, edge.shift
+            if takes_affine(node):
+                _shift_inputs(node, shift)
+                _scale_inputs(node, scale)
+                edge.scale, edge.shift = 1.0, 0.0
+            elif node.kind is inference.GlobalAveragePooling:
+                self._to_readers(node, scale, shift)
+                edge.scale, edge.shift = 1.0, 0.0
+            elif passes_shift(node):
+                self._to_readers(node, 1.0, _passed(node, shift))
+                edge.shift = 0.0
+
+    def _to_readers(self, node, scale, shift):
+        for edge, _ in self._reads[node]:
+            edge.scale, edge.shift = edge.scale * scale, edge.scale * shift + edge.shift
+
+    def _give_scales(self, node):
+        """Makes a tensor for each scale that readers of `node` ask for, unless they take the scale in themselves."""
+        reads = [(e, r) for e, r in self._reads[node] if not _takes_any_scale(r)]
+        groups = _grouped(reads, lambda edge: edge.scale)
+        if len(groups) == 1 and len(reads) == len(self._reads[node]) and node.kind in _PRODUCTS:
+            _scale_outputs(node, groups[0][0][0].scale)
+            for edge, _ in reads:
+                edge.scale = 1.0
+            return
+        for group in groups:
+            if group[0][0].has_scale():
+                self._insert(node, group, "scale")
+
+    def _give_shifts(self, node):
+        """Makes a tensor for each shift that readers of `node` ask for, unless they take the shift in themselves."""
+        groups = self._shift_groups(node)
+        if not groups:
+            return
+        # The one that most ask for costs nothing if it can become a part of the tensor itself.
+        shift = np.asarray(max(groups, key=len)[0][0].shift)
+        if np.any(shift != 0) and self._shift_tensor(node, shift):
+            for edge, _ in self._reads[node]:
+                edge.shift = edge.shift - edge.scale * shift
+        for group in self._shift_groups(node):
+            if group[0][0].has_shift():
+                self._insert(node, group, "shift")
+
+    def _shift_groups(self, node):
+        reads = [(e, r) for e, r in self._reads[node] if not _takes_any_shift(r)]
+        return _grouped(reads, lambda edge: edge.shift)
+
+    def _shift_tensor(self, node, shift):
+        """Adds `shift` to what `node` computes, if that costs nothing, and says whether it did."""
+        if node.kind in _PRODUCTS:
+            node.constants["bias"] = node.constants["bias"] + shift
+            return True
+        if node.kind is inference.AddConstant:
+            node.constants["constant"] = node.constants["constant"] + shift
+            return True
+        if node.kind in _SUMS:
+            return any(
+                len(self._reads[edge.node]) == 1 and self._shift_tensor(edge.node, shift) for edge in node.inputs
+            )
+        return False
+
+    def _insert(self, node, group, what):
+        channels = node.shape[-1]
+        if what == "scale":
+            scale = np.broadcast_to(group[0][0].scale, (channels,))
+            constants = {"kernel": scale, "bias": np.zeros(channels)}
+            kind, options = inference.Affine, {}
+        else:
+            constants = {"constant": np.broadcast_to(group[0][0].shift, (channels,))}
+            kind, options = inference.AddConstant, {"constant_shape": (channels,)}
+        readers = [reader for _, reader in group]
+        origin = readers[0].name if len(readers) == 1 and readers[0] is not None else node.name
+        inserted = Node(kind, [Edge(node)], node.shape, f"{origin}.{what}", constants, options)
+        self._reads[node] = [read for read in self._reads[node] if read not in group] + [(inserted.inputs[0], inserted)]
+        self._reads[inserted] = group
+        for edge, _ in group:
+            edge.node = inserted
+            if what == "scale":
+                edge.scale = 1.0
+            else:
+                edge.shift = 0.0
+        self._done.append(inserted)
+        if what == "scale":
+            self._give_shifts(inserted)
+
+
+def takes_affine(node: Node) -> bool:
+    """Whether an affine of the inputs can become a part of the constants of `node`."""
+    if node.kind not in _PRODUCTS or node.kind is inference.DepthwiseConvolution or node.options.get("binary", False):
+        return False
+    # Zeros around a map are not shifted.
+    return node.options.get("padding", "valid") == "valid"
+
+
+def passes_shift(node: Node) -> bool:
+    """Whether a shift of the inputs is a shift of the output."""
+    return node.kind in _SUMS or node.kind in _REARRANGED or node.kind is inference.AddConstant
+
+
+def _takes_any_scale(reader):
+    return reader is not None and (takes_affine(reader) or reader.kind is inference.GlobalAveragePooling)
+
+
+def _takes_any_shift(reader):
+    return reader is not None and (takes_affine(reader) or passes_shift(reader))
+
+
+def _passed(node, shift):
+    rearranged = _REARRANGED.get(node.kind)
+    if rearranged is None:
+        return shift
+    return rearranged(np.broadcast_to(shift, (node.inputs[0].shape[-1],)), node.options)
+
+
+def _scale_inputs(node, scale):
+    node.constants["kernel"] = node.constants["kernel"] * _by_input_and_filter(node, scale)
+
+
+def _shift_inputs(node, shift):
+    added = node.constants["kernel"] * _by_input_and_filter(node, shift)
+    if node.kind is not inference.Affine:
+        added = added.reshape(-1, node.shape[-1]).sum(0) * node.constants.get("scale", 1.0)
+    node.constants["bias"] = node.constants["bias"] + added
+
+
+def _by_input_and_filter(node, values):
+    """Returns values for each input channel in a shape that fits the kernel of `node`."""
+    if node.kind is inference.Affine:
+        return values
+    *_, channels, filters = node.constants["kernel"].shape
+    groups = node.options.get("groups", 1)
+    values = np.broadcast_to(values, (channels * groups,)).reshape(groups, channels)
+    # The filters of a group see its channels only.
+    return np.repeat(values, filters // groups, axis=0).T
+
+
+def _scale_outputs(node, scale):
+    if "scale" in node.constants:
+        node.constants["scale"] = node.constants["scale"] * scale
+    elif node.kind is inference.DepthwiseConvolution:
+        node.constants["kernel"] = node.constants["kernel"] * np.reshape(np.broadcast_to(scale, node.shape[-1:]), (-1, 1))
+    else:
+        node.constants["kernel"] = node.constants["kernel"] * scale
+    node.constants["bias"] = node.constants["bias"] * scale
+
+
+def _grouped(reads, key):
+    groups = []
+    for read in reads:
+        for group in groups:
+            if np.array_equal(np.asarray(key(group[0][0])), np.asarray(key(read[0]))):
+                group.append(read)
+                break
+        else:
+            groups.append([read])
+    return groups

@@ -1,0 +1,415 @@
+"""lower: a training model as a graph of inference operations, with per-channel affines on the edges."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from keras_binaryvit import layers, quantizers
+from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy.graph import Edge, Graph, Input, Node, Operation, Pick, Slot
+
+_SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
+_IDENTITIES = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.ActivityRegularization,
+    keras.layers.Identity,
+)
+
+
+def lower(model: keras.Model) -> Graph:
+    """Returns the graph of `model`, a functional or Sequential model.
+
+    Our layers and the ordinary ones that affines fold into become inference operations; any other layer or operation
+    stays as it is.
+
+    Raises:
+        ValueError: A layer can't be frozen; the message names it.
+    """
+    lowering = _Lowering()
+    inputs = []
+    for tensor in model.inputs:
+        options = {"shape": tensor.shape[1:], "dtype": tensor.dtype, "name": tensor.name}
+        inputs.append(Edge(lowering.add(Node(Input, [], tensor.shape[1:], tensor.name, options=options))))
+    outputs = lowering.run(functional_graph(model), inputs)
+    flat = [edge.affine() for edge in keras.tree.flatten(outputs)]
+    structure = keras.tree.pack_sequence_as(outputs, list(range(len(flat))))
+    return Graph(lowering.nodes, flat, structure)
+
+
+class _Lowering:
+    """The nodes so far, and the path of the layer that is being lowered."""
+
+    def __init__(self):
+        self.nodes = []
+        self._path = []
+        self._clones = {}
+
+    def add(self, node: Node) -> Node:
+        self.nodes.append(node)
+        return node
+
+    def node(self, kind, inputs, shape, constants=None, **options) -> Edge:
+        name = ".".join([*self._path, kind.__name__.lower()])
+        constants = {key: np.asarray(value, np.float64) for key, value in (constants or {}).items()}
+        # An edge of its own for each reader: folding changes them one by one.
+        edges = [edge.affine() for edge in inputs]
+        return Edge(self.add(Node(kind, edges, tuple(shape), name, constants, options)))
+
+    @contextlib.contextmanager
+    def inside(self, name):
+        self._path.append(name)
+        yield
+        self._path.pop()
+
+    def run(self, graph, inputs):
+        """Returns what the functional model `graph` gives for the edges `inputs`."""
+        return graph._run_through_graph(inputs, call_fn=self.call)
+
+    def call(self, operation, *args, **kwargs):
+        """Returns the edges of `operation(*args, **kwargs)`, with edges for tensors."""
+        if isinstance(operation, _IDENTITIES):
+            return args[0]
+        with self.inside(operation.name):
+            edges = _edges((args, kwargs))
+            if isinstance(operation, keras.Model) and (graph := functional_graph(operation)):
+                return self.run(graph, edges)
+            rule = _RULES.get(type(operation))
+            if rule and len(args) == 1 and len(edges) == len(keras.tree.flatten(args[0])):
+                return rule(self, operation, args[0])
+            return self.operation(operation, *args, **kwargs)
+
+    def operation(self, operation, *args, **kwargs):
+        """Adds an operation that is called as it is."""
+        edges = _edges((args, kwargs))
+        slots = iter(range(len(edges)))
+
+        def replaced(make):
+            return keras.tree.map_structure(lambda x: make(x) if isinstance(x, Edge) else x, (args, kwargs))
+
+        symbolic_args, symbolic_kwargs = replaced(lambda edge: keras.KerasTensor((None, *edge.shape)))
+        outputs = operation.compute_output_spec(*symbolic_args, **symbolic_kwargs)
+        flat = keras.tree.flatten(outputs)
+        call = replaced(lambda edge: Slot(next(slots)))
+        whole = self.node(Operation, edges, flat[0].shape[1:], operation=operation, call=call)
+        whole.node.name = ".".join(self._path)
+        if isinstance(outputs, keras.KerasTensor):
+            return whole
+        picks = [self.node(Pick, [whole], spec.shape[1:], index=index) for index, spec in enumerate(flat)]
+        return keras.tree.pack_sequence_as(outputs, picks)
+
+    # Pieces that several rules share.
+
+    def sign(self, quantizer, x):
+        if quantizer is None:
+            return x
+        if isinstance(quantizer, _SIGNS):
+            return self.node(inference.Sign, [x], x.shape)
+        return self.node(inference.Quantize, [x], x.shape, quantizer=quantizer)
+
+    def add_constant(self, x, constant):
+        return self.node(inference.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant))
+
+    def product(self, layer, x, shape, **options):
+        """The sign of `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
+        x = self.sign(layer.input_quantizer, x)
+        if layer.is_binary:
+            values, scale = signs_and_scale(layer)
+        else:
+            values, scale = (None if a is None else _array(a) for a in layer.quantized_kernel())
+        filters = values.shape[-1]
+        constants = {
+            "kernel": values.reshape((1,) * (4 - values.ndim) + values.shape),
+            "scale": np.ones(filters) if scale is None else scale,
+            "bias": np.zeros(filters),
+        }
+        return self.node(
+            inference.Convolution, [x], shape, constants, filters=filters, binary=layer.is_binary, **options
+        )
+
+    def biased_and_activated(self, layer, x):
+        if layer.use_bias:
+            x = x.affine(shift=_array(layer.bias))
+        if layer.activation in (None, keras.activations.linear):
+            return x
+        return self.operation(keras.layers.Activation(layer.activation), x)
+
+
+def functional_graph(model: keras.Model) -> keras.Model | None:
+    """Returns the layers of a functional or Sequential model as a functional model, `None` for any other."""
+    try:
+        graph = keras.Model(model.inputs, model.outputs, name=model.name)
+    except (AttributeError, ValueError):
+        return None
+    if isinstance(model, keras.Sequential) or type(model).call is type(graph).call:
+        return graph
+    return None
+
+
+def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the layer's kernel as +-1 and a factor for each unit.
+
+    Raises:
+        ValueError: Its quantised values aren't +-one magnitude for each unit.
+    """
+    values, scale = (None if x is None else _array(x) for x in layer.quantized_kernel())
+    magnitudes = np.abs(values).reshape(-1, values.shape[-1])
+    if not np.all(magnitudes == magnitudes[0]) or not np.all(magnitudes[0] > 0):
+        raise ValueError(
+            f"The layer {layer.path!r} can't be frozen: its kernel quantiser {layer.kernel_quantizer!r} gives other "
+            "values than +-one magnitude for each unit."
+        )
+    return np.where(values >= 0, 1.0, -1.0), magnitudes[0] * (1.0 if scale is None else scale)
+
+
+def _edges(structure):
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, Edge)]
+
+
+def _array(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+
+# A rule for each layer: (lowering, layer, input edge or edges) -> output edge.
+
+
+def _batch_norm(lowering, layer, x):
+    if layer.axis not in (-1, len(x.shape)):
+        return lowering.operation(layer, x)
+    scale = 1 / np.sqrt(_array(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        scale = scale * _array(layer.gamma)
+    shift = -_array(layer.moving_mean) * scale
+    if layer.center:
+        shift = shift + _array(layer.beta)
+    return x.affine(scale, shift)
+
+
+def _shift(lowering, layer, x):
+    return x.affine(shift=_array(layer.shift))
+
+
+def _affine(lowering, layer, x):
+    return x.affine(_array(layer.scale), _array(layer.shift))
+
+
+def _prelu(lowering, x, slope):
+    return lowering.node(inference.PReLU, [x], x.shape, {"negative_slope": -slope})
+
+
+def _rprelu(lowering, layer, x):
+    x = _prelu(lowering, x.affine(shift=-_array(layer.input_shift)), _array(layer.slope))
+    return x.affine(shift=_array(layer.output_shift))
+
+
+def _keras_prelu(lowering, layer, x):
+    slope = _array(layer.alpha)
+    if slope.size != x.shape[-1]:  # a slope for each position
+        return lowering.operation(layer, x)
+    return _prelu(lowering, x, slope.reshape(-1))
+
+
+def _add(lowering, layer, inputs):
+    if not isinstance(inputs, list | tuple) or any(x.shape != inputs[0].shape for x in inputs):
+        return lowering.operation(layer, inputs)
+    total = inputs[0]
+    for x in inputs[1:]:
+        total = lowering.node(inference.Add, [total, x], x.shape)
+    return total
+
+
+def _dense(lowering, layer, x):
+    constants = {"kernel": _array(layer.kernel), "bias": np.zeros(layer.units)}
+    y = lowering.node(inference.Dense, [x], (*x.shape[:-1], layer.units), constants, units=layer.units)
+    return lowering.biased_and_activated(layer, y)
+
+
+def _quant_dense(lowering, layer, x):
+    *positions, channels = x.shape
+    if len(positions) == 2:
+        y = lowering.product(layer, x, (*positions, layer.units))
+    else:  # LCE's only binary product is a convolution of maps
+        y = lowering.operation(keras.layers.Reshape((-1 if positions else 1, 1, channels)), x)
+        y = lowering.product(layer, y, (*y.shape[:-1], layer.units))
+        y = lowering.biased_and_activated(layer, y)
+        return lowering.operation(keras.layers.Reshape((*positions, layer.units)), y)
+    return lowering.biased_and_activated(layer, y)
+
+
+def _convolution_options(layer):
+    if layer.data_format != "channels_last":
+        raise ValueError(
+            f"The layer {layer.path!r} can't be frozen: it has data_format={layer.data_format!r}, and LCE and TFLite "
+            "convolve channels-last maps only."
+        )
+    return {
+        "kernel_size": layer.kernel_size,
+        "strides": layer.strides,
+        "padding": layer.padding,
+        "dilation_rate": layer.dilation_rate,
+        "groups": layer.groups,
+    }
+
+
+def _conv(lowering, layer, x):
+    filters = layer.filters
+    constants = {"kernel": _array(layer.kernel), "scale": np.ones(filters), "bias": np.zeros(filters)}
+    shape = layer.compute_output_shape((None, *x.shape))[1:]
+    y = lowering.node(inference.Convolution, [x], shape, constants, filters=filters, **_convolution_options(layer))
+    return lowering.biased_and_activated(layer, y)
+
+
+def _quant_conv(lowering, layer, x):
+    shape = layer.compute_output_shape((None, *x.shape))[1:]
+    options = {**_convolution_options(layer), "pad_values": layer.pad_values}
+    return lowering.biased_and_activated(layer, lowering.product(layer, x, shape, **options))
+
+
+def _global_pooling(lowering, layer, x):
+    if layer.keepdims or layer.data_format != "channels_last":
+        return lowering.operation(layer, x)
+    return lowering.node(inference.GlobalAveragePooling, [x], x.shape[-1:])
+
+
+def _average_pool(lowering, x, size):
+    height, width, channels = x.shape
+    return lowering.node(inference.AveragePooling, [x], (height // size, width // size, channels), size=size)
+
+
+def _shortcut(lowering, x, units):
+    """What BinaryProjection adds to its product: whole copies of x, or means of adjacent channels."""
+    *positions, channels = x.shape
+    if units > channels:
+        return lowering.node(inference.Tile, [x], (*positions, units), copies=units // channels)
+    if units < channels:
+        return lowering.node(inference.GroupMean, [x], (*positions, units), size=channels // units)
+    return x
+
+
+def _projection(lowering, layer, x):
+    with lowering.inside("dense"):
+        y = _quant_dense(lowering, layer.dense, _shift(lowering, layer.shift, x))
+    y = _batch_norm(lowering, layer.norm, y)
+    total = lowering.node(inference.Add, [y, _shortcut(lowering, x, layer.units)], y.shape)
+    return _rprelu(lowering, layer.activation, total)
+
+
+def _inside(lowering, layer, x):
+    """Applies a layer within a composite one."""
+    with lowering.inside(layer.name):
+        return _RULES[type(layer)](lowering, layer, x)
+
+
+def _feed_forward(lowering, layer, x):
+    return _inside(lowering, layer.reduce, _inside(lowering, layer.expand, x))
+
+
+def _attention(lowering, layer, x):
+    keys_from = x
+    if layer.reduction > 1:
+        keys_from = _inside(lowering, layer.reduced, _average_pool(lowering, x, layer.reduction))
+    query = _inside(lowering, layer.query, x)
+    key, value = _inside(lowering, layer.key, keys_from), _inside(lowering, layer.value, keys_from)
+
+    shifts = (layer.query_shift, layer.key_shift, layer.value_shift)
+    signs = []
+    for projected, shift in zip((query, key, value), shifts, strict=True):
+        with lowering.inside(shift.name):
+            signs.append(lowering.sign(layer.input_quantizer, _shift(lowering, shift, projected)))
+    clip = max(float(_array(layer.binarizer.clip)), layer.binarizer.smallest_clip)
+    attended = lowering.node(
+        inference.Attention, signs, query.shape, {"threshold": clip / 2}, num_heads=layer.num_heads
+    ).affine(clip)
+
+    total = lowering.node(
+        inference.Add, [_batch_norm(lowering, layer.context_norm, attended), query], query.shape
+    )
+    shortcut = lowering.node(inference.Add, [key, value], key.shape)
+    if layer.reduction > 1:
+        shortcut = lowering.node(inference.Upsampling, [shortcut], query.shape, size=layer.reduction)
+    total = lowering.node(inference.Add, [total, shortcut], query.shape)
+    context = _rprelu(lowering, layer.context_activation, total)
+    return _inside(lowering, layer.output_projection, context)
+
+
+def _branches(lowering, layer, x):
+    # All windows in one kernel: a cross. Zeros around the map count in the mean, as a convolution counts them.
+    height, width = (max(sizes) for sizes in zip(*layer.windows, strict=True))
+    kernel = np.zeros((height, width, x.shape[-1], 1))
+    bias = 0.0
+    for (h, w), affine in zip(layer.windows, layer.affines, strict=True):
+        top, left = (height - h) // 2, (width - w) // 2
+        kernel[top : top + h, left : left + w, :, 0] += _array(affine.scale) / (h * w)
+        bias = bias + _array(affine.shift)
+    y = lowering.node(
+        inference.DepthwiseConvolution,
+        [x],
+        x.shape,
+        {"kernel": kernel, "bias": np.zeros(x.shape[-1])},
+        kernel_size=(height, width),
+    )
+    return y.affine(shift=bias)
+
+
+def _block(lowering, layer, x):
+    h = _inside(lowering, layer.attention_norm, x)
+    h = lowering.call(layer.attention_affine, _inside(lowering, layer.attention, h))
+    x = lowering.node(inference.Add, [x, h], x.shape)
+    h = _inside(lowering, layer.feed_forward_norm, x)
+    f = lowering.call(layer.feed_forward_affine, _inside(lowering, layer.feed_forward, h))
+    x = lowering.node(inference.Add, [x, f], x.shape)
+    if layer.has_branches:
+        x = lowering.node(inference.Add, [x, _inside(lowering, layer.branches, h)], x.shape)
+    return x
+
+
+def _patch_embedding(lowering, layer, x):
+    x = _inside(lowering, layer.convolution, x)
+    if layer.has_norm:
+        x = _inside(lowering, layer.norm, x)
+    constant = _array(layer.position_embedding)
+    if layer.has_class_token:
+        height, width, channels = x.shape
+        x = lowering.operation(keras.layers.Reshape((height * width, 1, channels)), x)
+        x = lowering.operation(keras.layers.ZeroPadding2D(((1, 0), (0, 0)), data_format="channels_last"), x)
+        constant[0] += _array(layer.class_token)[0]
+    return lowering.add_constant(x, constant)
+
+
+def _patch_merging(lowering, layer, x):
+    x = _inside(lowering, layer.input_norm, x)
+    y = _shift(lowering, layer.shift, x) if layer.binary else x
+    y = _inside(lowering, layer.norm, _inside(lowering, layer.convolution, y))
+    if layer.binary:
+        pooled = _shortcut(lowering, _average_pool(lowering, x, 2), layer.embed_dim)
+        y = _rprelu(lowering, layer.activation, lowering.node(inference.Add, [y, pooled], y.shape))
+    return lowering.add_constant(y, _array(layer.position_embedding))
+
+
+_RULES = {
+    keras.layers.Add: _add,
+    keras.layers.BatchNormalization: _batch_norm,
+    keras.layers.Conv2D: _conv,
+    keras.layers.Dense: _dense,
+    keras.layers.GlobalAveragePooling2D: _global_pooling,
+    keras.layers.PReLU: _keras_prelu,
+    layers.BatchNorm: _batch_norm,
+    layers.BinaryFeedForward: _feed_forward,
+    layers.BinaryProjection: _projection,
+    layers.BinarySelfAttention: _attention,
+    layers.BinaryTransformerBlock: _block,
+    layers.MultiBranchAveragePooling: _branches,
+    layers.PatchEmbedding: _patch_embedding,
+    layers.PatchMerging: _patch_merging,
+    layers.QuantConv2D: _quant_conv,
+    layers.QuantDense: _quant_dense,
+    layers.ResidualAffine: _affine,
+    layers.RPReLU: _rprelu,
+    layers.Shift: _shift,
+}
