@@ -4,6 +4,7 @@ from keras_binaryvit.deploy.files import load_model, write_file
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.inspect import Inspection, inspect
 from keras_binaryvit.deploy.lce import ConversionError, convert, count_ops, predict
+from keras_binaryvit.deploy.report import report
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "inspect",
     "load_model",
     "predict",
+    "report",
     "verify",
     "write_file",
 ]

@@ -263,7 +263,7 @@ def _origins(operators: Sequence[tflite.Operator]) -> list[str]:
     scopes = _scopes(operators)
     root, suffix = _root(scopes)
     return [
-        "/".join(_layer_path(scope, root, suffix)) or _own_name(operator)
+        _layer_path(scope, root, suffix) or _own_name(operator)
         for operator, scope in zip(operators, scopes, strict=True)
     ]
 
@@ -284,8 +284,13 @@ def _scopes(operators: Sequence[tflite.Operator]) -> list[list[str]]:
 
 def _scope(name: str) -> list[str]:
     """Returns the scopes in a tensor's name: one of `a/b/operation`, what several joined by `;` have in common."""
-    parts = [part.split("/")[:-1] for part in name.split(";")]
-    scopes = [part[_is_generated(part[0]) :] for part in parts if part]
+    scopes = []
+    for *scope, operation in (part.split("/") for part in name.split(";")):
+        if scope:
+            # `deploy.freeze` joins the names of nested layers with dots. Where such a name was cut short, it stands in
+            # the operation's place; the dot at its end tells it from a scope.
+            cut = operation[: operation.rfind(".") + 1]
+            scopes.append([*scope[_is_generated(scope[0]) :], *filter(None, [cut])])
     common = list(os.path.commonprefix(scopes))
     # Constants folded across layers have but the model's name in common; the first name is that of the result.
     return common if len(common) > 1 or not scopes else scopes[0]
@@ -305,15 +310,15 @@ def _root(scopes: Sequence[list[str]]) -> tuple[str, str]:
     ending = re.search(r"_\d+$", root)
     suffix = ending.group() if ending else ""
     layers = {scope[1] for scope in scopes if scope[:1] == [root] and len(scope) > 1}
-    return root, suffix if all(layer.endswith(suffix) for layer in layers) else ""
+    return root, suffix if all(layer.endswith((suffix, ".")) for layer in layers) else ""
 
 
-def _layer_path(scope: list[str], root: str, suffix: str) -> list[str]:
-    if scope[:1] != [root]:
-        return scope
-    # A scope without the ending isn't a layer, but an operation inside one.
-    layers = list(itertools.takewhile(lambda part: part.endswith(suffix), scope[1:]))
-    return [part.removesuffix(suffix) for part in layers or [root]]
+def _layer_path(scope: list[str], root: str, suffix: str) -> str:
+    if scope[:1] == [root]:
+        # A scope without the ending isn't a layer, but an operation inside one.
+        layers = list(itertools.takewhile(lambda part: part.endswith((suffix, ".")), scope[1:]))
+        scope = [part.removesuffix(suffix) for part in layers or [root]]
+    return "/".join(scope).replace(".", "/").strip("/")
 
 
 def _own_name(operator: tflite.Operator) -> str:
@@ -341,8 +346,7 @@ def _cost_table(title: str, costs: dict[str, Cost], total: Cost) -> str:
 
 
 def _text_table(heads: list[str], rows: list[list[str]]) -> str:
-    # Names come from a file that may be anyone's: no line breaks, no terminal's control characters.
-    table = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in [heads, *rows]]
+    table = [[printable(cell) for cell in row] for row in [heads, *rows]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
@@ -352,6 +356,11 @@ def _text_table(heads: list[str], rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Returns `text` without line breaks and control characters, which a name in anyone's file may have."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:

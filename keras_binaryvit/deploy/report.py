@@ -1,0 +1,445 @@
+"""report: one HTML page on a model and its flatbuffer: size, agreement, latency, operators and layers."""
+
+import html
+import importlib
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import keras
+import numpy as np
+
+from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
+from keras_binaryvit.deploy.verify import Verification
+from keras_binaryvit.layers import QuantConv2D, QuantDense
+
+_LONGEST = 10.0
+"""Seconds after which a latency is no longer measured, however few the runs."""
+
+
+def report(
+    model: keras.Model,
+    flatbuffer: bytes,
+    images: np.ndarray | None = None,
+    expected: np.ndarray | None = None,
+    actual: np.ndarray | None = None,
+    verification: Verification | None = None,
+    title: str | None = None,
+    runs: int = 30,
+    threads: Sequence[int] = (1,),
+) -> str:
+    """Returns a self-contained HTML page about `flatbuffer`; it loads nothing and runs no script.
+
+    The latency is measured here and now, with LCE's interpreter and with the runtime, those that are installed.
+
+    Args:
+        model: The Keras model that `flatbuffer` was made of.
+        flatbuffer: What `convert` made of it.
+        images: `(batch, height, width, channels)`; some are run through `model` to see how many of its binary layers'
+            inputs are +1, and the first is what the latency is measured with. `None` leaves the former out.
+        expected: `(batch, num_classes)`, the logits of `model`, for the plot.
+        actual: `(batch, num_classes)`, the logits of `flatbuffer` for the same images.
+        verification: What `verify` found.
+        title: Such as the file's name; the model's name if `None`.
+        runs: How many times the latency is measured; fewer where they would take longer than 10 s.
+        threads: Numbers of threads that the latency is measured with.
+
+    Raises:
+        ValueError: The bytes are no TFLite flatbuffer or damaged, `runs` isn't positive, or the logits are of different
+            shapes.
+    """
+    if runs < 1:
+        raise ValueError(f"runs must be positive. Received: runs={runs}")
+    inspection = inspect(flatbuffer)
+    shares = {} if images is None else input_shares(model, images[:16])
+    if images is None:
+        image = np.random.default_rng(0).normal(size=inspection.input_shapes[0]).astype("float32")
+    else:
+        image = np.asarray(images[:1], "float32")
+    latencies = [row for count in threads for row in _latencies(flatbuffer, image, count, runs)]
+    title = title or model.name
+    return _PAGE.format(
+        title=_text(title),
+        style=_STYLE,
+        tiles=_tiles(model, inspection, verification, latencies),
+        facts=_facts(model, inspection),
+        size=_size(model, inspection),
+        agreement=_agreement(expected, actual, verification),
+        latency=_latency_table(latencies),
+        operators=_operator_table(inspection),
+        layers=_layer_table(inspection, shares),
+    )
+
+
+# ---- measurements
+
+
+def input_shares(model: keras.Model, images: np.ndarray) -> dict[str, float]:
+    """Returns the share of +1 among the quantised inputs of each binary layer of `model`, by the layer's path."""
+    candidates = [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
+    layers = {layer: layer.input_quantizer for layer in candidates if layer.is_binary}
+    values: dict[str, list[float]] = {}
+
+    def recording(path, quantizer):
+        def record(inputs):
+            outputs = quantizer(inputs)
+            values.setdefault(path, []).append(float(keras.ops.mean(keras.ops.cast(outputs > 0, "float32"))))
+            return outputs
+
+        record.precision = 1  # type: ignore[attr-defined]  # so that the layer knows itself to be binary still
+        return record
+
+    try:
+        for layer, quantizer in layers.items():
+            layer.input_quantizer = recording(layer.path, quantizer)
+        model(keras.ops.convert_to_tensor(np.asarray(images, "float32")), training=False)
+    finally:
+        for layer, quantizer in layers.items():
+            layer.input_quantizer = quantizer
+    return {path: float(np.mean(shares)) for path, shares in values.items()}
+
+
+def _latencies(flatbuffer: bytes, image: np.ndarray, threads: int, runs: int) -> list[tuple[str, int, object]]:
+    """Returns `(interpreter, threads, milliseconds of each run, or why there are none)` for each that is installed."""
+    rows: list[tuple[str, int, object]] = []
+    for name, create in [("Larq Compute Engine", _lce), ("binaryvit-runtime", _runtime)]:
+        try:
+            rows.append((name, threads, _time(create(flatbuffer, threads), image, runs)))
+        except ImportError:
+            continue
+        except (RuntimeError, ValueError):  # such as one that lacks an operator
+            rows.append((name, threads, "can't run this file"))
+    return rows
+
+
+def _lce(flatbuffer: bytes, threads: int) -> Callable:
+    lce = importlib.import_module("larq_compute_engine")
+    return lce.testing.Interpreter(flatbuffer, num_threads=threads, use_indirect_bgemm=True, use_xnnpack=True).predict
+
+
+def _runtime(flatbuffer: bytes, threads: int) -> Callable:
+    return importlib.import_module("binaryvit_runtime").Interpreter(flatbuffer, num_threads=threads).predict
+
+
+def _time(predict: Callable, image: np.ndarray, runs: int) -> np.ndarray:
+    for _ in range(3):
+        predict(image)
+    times: list[float] = []
+    # An interpreter with more threads than there are free cores can take seconds for what else takes milliseconds.
+    while len(times) < runs and sum(times) < _LONGEST:
+        start = time.perf_counter()
+        predict(image)
+        times.append(time.perf_counter() - start)
+    return 1e3 * np.array(times)
+
+
+# ---- sections
+
+
+def _tiles(model, inspection: Inspection, verification, latencies) -> str:
+    float_bytes = 4 * model.count_params()
+    total = inspection.total
+    products = total.binary_multiply_adds + total.float_multiply_adds
+    tiles = [
+        (
+            _bytes(inspection.file_bytes),
+            f"{float_bytes / max(inspection.file_bytes, 1):.1f} times smaller than float32",
+        ),
+        (_si(products), f"multiply-adds, {total.binary_multiply_adds / max(products, 1):.1%} of them binary"),
+        (_bytes(total.bytes_moved), f"moved between {total.operators:,} operators"),
+    ]
+    if verification is not None:
+        tiles.append((f"{verification.agreement:.2%}", f"agreement on {verification.num_images:,} images"))
+    measured = [(np.median(times), name, count) for name, count, times in latencies if isinstance(times, np.ndarray)]
+    if measured:
+        median, name, count = min(measured)
+        tiles.append((f"{median:.1f} ms", f"an image, {name}, {_plural(count, 'thread')}"))
+    return "".join(f"<li><strong>{_text(value)}</strong>{_text(what)}</li>" for value, what in tiles)
+
+
+def _facts(model, inspection: Inspection) -> str:
+    versions = [f"{name} {_version(name)}" for name in ("keras-binaryvit", "keras", "larq-compute-engine")]
+    facts = [
+        ("Model", f"{model.name}, {model.count_params():,} parameters"),
+        ("Input", ", ".join(map(_shape, inspection.input_shapes))),
+        ("Output", ", ".join(map(_shape, inspection.output_shapes))),
+        ("File", f"{inspection.file_bytes:,} bytes, {inspection.total.operators:,} operators"),
+        ("Made with", ", ".join(versions)),
+        ("Measured on", f"{_processor()}, {_plural(os.cpu_count() or 1, 'processor')}, {platform.system()}"),
+    ]
+    return _table(["", ""], [[name, value] for name, value in facts], kind="facts")
+
+
+def _size(model, inspection: Inspection) -> str:
+    float_bytes = 4 * model.count_params()
+    rest = inspection.file_bytes - sum(inspection.constant_bytes.values())
+    rows = [
+        ("All parameters in float32", float_bytes),
+        ("This file", inspection.file_bytes),
+        *((f"of it constants, {name}", size) for name, size in inspection.constant_bytes.items()),
+        ("of it the graph", rest),
+    ]
+    largest = max(size for _, size in rows)
+    return _table(
+        ["", "bytes", "of float32"],
+        [[name, (f"{size:,}", size / max(largest, 1)), f"{size / max(float_bytes, 1):.1%}"] for name, size in rows],
+    )
+
+
+def _agreement(expected, actual, verification: Verification | None) -> str:
+    parts = []
+    if verification is not None:
+        rows = [
+            ["Images", f"{verification.num_images:,}"],
+            ["Same top-1 class", f"{verification.agreement:.2%}"],
+            ["Largest difference of a logit, relative to the largest logit", f"{verification.largest_difference:.1e}"],
+            ["Mean difference, relative to the same", f"{verification.mean_difference:.1e}"],
+        ]
+        if verification.model_accuracy is not None:
+            rows.append(["Accuracy of the model", f"{verification.model_accuracy:.2%}"])
+        if verification.flatbuffer_accuracy is not None:
+            rows.append(["Accuracy of this file", f"{verification.flatbuffer_accuracy:.2%}"])
+        parts.append(_table(["", ""], rows, kind="facts"))
+    if expected is not None and actual is not None:
+        parts.append(_scatter(np.asarray(expected, float), np.asarray(actual, float)))
+    return "".join(parts) or "<p>This file was written without a check.</p>"
+
+
+def _latency_table(latencies) -> str:
+    if not latencies:
+        return "<p>Neither the Larq Compute Engine nor binaryvit-runtime is installed here.</p>"
+    rows = []
+    for name, count, times in latencies:
+        if isinstance(times, np.ndarray):
+            figures = [f"{np.percentile(times, percent):.2f}" for percent in (50, 10, 90)]
+            rows.append([name, f"{count}", f"{len(times)}", *figures])
+        else:
+            rows.append([name, f"{count}", "", str(times), "", ""])
+    note = "<p>Milliseconds for one image, after three to warm up.</p>"
+    return note + _table(["interpreter", "threads", "runs", "median", "10th percentile", "90th percentile"], rows)
+
+
+def _operator_table(inspection: Inspection) -> str:
+    total = inspection.total
+    rows = [[name, *_cost_cells(cost, total)] for name, cost in inspection.by_name().items()]
+    return _table(["operator", *_COST_HEADS], rows, [["total", *_cost_cells(total, total)]])
+
+
+def _layer_table(inspection: Inspection, shares: dict[str, float]) -> str:
+    total = inspection.total
+    layers = inspection.by_origin()
+    rows, groups = [], inspection.by_origin(depth=1)
+    for group, cost in groups.items():
+        inside = {name: part for name, part in layers.items() if name.split("/")[0] == group}
+        rows.append([group or "-", *_cost_cells(cost, total), *_share_cells(group, cost, shares)])
+        if len(inside) > 1:
+            for name, part in inside.items():
+                rows.append(
+                    [f"/{name.partition('/')[2]}", *_cost_cells(part, total), *_share_cells(name, part, shares)]
+                )
+    foot = ["total", *_cost_cells(total, total), *_share_cells("", total, shares)]
+    return _table(["layer", *_COST_HEADS, "+1 in kernels", "+1 in inputs"], rows, [foot])
+
+
+_COST_HEADS = ["ops", "bytes moved", "constants", "binary multiply-adds", "float multiply-adds"]
+
+
+def _cost_cells(cost: Cost, total: Cost) -> list:
+    return [
+        f"{cost.operators:,}",
+        (_bytes(cost.bytes_moved), cost.bytes_moved / max(total.bytes_moved, 1)),
+        _bytes(cost.constant_bytes),
+        (_si(cost.binary_multiply_adds), cost.binary_multiply_adds / max(total.binary_multiply_adds, 1)),
+        (_si(cost.float_multiply_adds), cost.float_multiply_adds / max(total.float_multiply_adds, 1)),
+    ]
+
+
+def _share_cells(origin: str, cost: Cost, shares: dict[str, float]) -> list[str]:
+    kernel = f"{cost.kernel_plus_ones / cost.kernel_values:.1%}" if cost.kernel_values else ""
+    inputs = [share for path, share in shares.items() if not origin or f"{path}/".startswith(f"{origin}/")]
+    return [kernel, f"{np.mean(inputs):.1%}" if inputs and cost.kernel_values else ""]
+
+
+# ---- plot
+
+
+def _scatter(expected: np.ndarray, actual: np.ndarray) -> str:
+    """Returns an SVG of all logits, those of images with another top-1 class on top and in another colour."""
+    if expected.shape != actual.shape or expected.ndim != 2:
+        raise ValueError(f"Both logits must be (images, classes). Received: shapes {expected.shape} and {actual.shape}")
+    finite = np.isfinite(expected) & np.isfinite(actual)
+    values = np.concatenate([expected[finite], actual[finite], [0.0]])
+    low, high = float(values.min()), float(values.max()) or 1.0
+    margin = 0.03 * (high - low)
+    low, high = low - margin, high + margin
+    left, top, side = 64, 12, 400
+
+    def place(x):
+        return (x - low) / (high - low) * side
+
+    def dots(rows):
+        mask = finite & rows[:, None]
+        # Positions on a grid of half a pixel, each once: the page stays small however many logits there are.
+        points = np.stack([left + place(expected[mask]), top + side - place(actual[mask])], -1)
+        return "".join(f"M{x:g} {y:g}h0" for x, y in np.unique(np.round(2 * points) / 2, axis=0))
+
+    differ = expected.argmax(-1) != actual.argmax(-1)
+    grid = "".join(
+        f'<path class="grid" d="M{left + place(tick):.1f} {top}v{side}M{left} {top + side - place(tick):.1f}h{side}"/>'
+        f'<text x="{left + place(tick):.1f}" y="{top + side + 18}" text-anchor="middle">{tick:g}</text>'
+        f'<text x="{left - 8}" y="{top + side - place(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        for tick in _ticks(low, high)
+    )
+    return f"""
+<figure>
+<svg id="logits" role="img" aria-label="Logits" viewBox="0 0 {left + side + 12} {top + side + 48}">
+{grid}
+<path class="grid diagonal" d="M{left} {top + side}L{left + side} {top}"/>
+<path class="dots" d="{dots(~differ)}"/>
+<path class="dots differ" d="{dots(differ)}"/>
+<text x="{left + side / 2}" y="{top + side + 40}" text-anchor="middle">logit of the Keras model</text>
+<text transform="translate(16 {top + side / 2}) rotate(-90)" text-anchor="middle">logit of this file</text>
+</svg>
+<figcaption>{expected.size:,} logits of {_plural(len(expected), "image")}; equal ones lie on the diagonal.
+Images with another top-1 class{" (red)" if differ.any() else ""}: {differ.sum()}.</figcaption>
+</figure>"""
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Returns about five round numbers between `low` and `high`."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(step - rough))
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+# ---- text
+
+
+def _table(heads: list[str], rows: Iterable[list], foot: Iterable[list] = (), kind: str = "") -> str:
+    """Returns a table; a cell is a text, or a text and the share of a bar behind it."""
+    head = f"<thead><tr>{''.join(f'<th>{_text(name)}</th>' for name in heads)}</tr></thead>" if any(heads) else ""
+    body = f"<tbody>{''.join(map(_row, rows))}</tbody>"
+    end = "".join(map(_row, foot))
+    return (
+        f'<div class="scroll"><table class="{kind}">{head}{body}{f"<tfoot>{end}</tfoot>" if end else ""}</table></div>'
+    )
+
+
+def _row(cells: list) -> str:
+    inner = ' class="inner"' if str(cells[0]).startswith("/") else ""
+    return f"<tr{inner}>{''.join(map(_cell, cells))}</tr>"
+
+
+def _cell(cell) -> str:
+    if isinstance(cell, tuple):
+        text, share = cell
+        return f'<td class="bar" style="--share:{100 * share:.1f}%">{_text(text)}</td>'
+    return f"<td>{_text(cell)}</td>"
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " \N{MULTIPLICATION SIGN} ".join(map(str, shape)) or "scalar"
+
+
+def _si(value: int) -> str:
+    """Returns `value` with three digits and a letter for the thousands: 3.56 G."""
+    for power, letter in [(4, "T"), (3, "G"), (2, "M"), (1, "k")]:
+        if value >= 999.5 * 1000 ** (power - 1):
+            return f"{value / 1000**power:#.3g}".rstrip(".") + f" {letter}"
+    return f"{value:,}" if value else ""
+
+
+def _bytes(value: int) -> str:
+    text = _si(value)
+    return text and text + ("B" if text[-1].isalpha() else " B")
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<ul class="tiles">{tiles}</ul>
+<section id="facts"><h2>Model and file</h2>{facts}</section>
+<section id="size"><h2>Size</h2>{size}</section>
+<section id="agreement"><h2>Agreement with the Keras model</h2>{agreement}</section>
+<section id="latency"><h2>Latency</h2>{latency}</section>
+<section id="operators"><h2>Operators</h2>{operators}</section>
+<section id="layers"><h2>Layers</h2>{layers}</section>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { --ink: #1b1f24; --soft: #5b6572; --paper: #fff; --panel: #f4f6f8; --line: #dfe4e9; --bar: #cfe3f7;
+  --dot: #1f6fb5; --differ: #c93a2b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #98a3b0; --paper: #14181c; --panel: #1e242a; --line: #333c45; --bar: #24445f;
+    --dot: #6cb2ee; --differ: #ff7a68; }
+}
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1.25rem; color: var(--ink); background: var(--paper);
+  font: 0.94rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.12rem; margin: 2.2rem 0 0.6rem; }
+p, figcaption { color: var(--soft); margin: 0 0 0.6rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.75rem; padding: 0;
+  margin: 0; }
+.tiles li { list-style: none; background: var(--panel); border-radius: 0.5rem; padding: 0.75rem 1rem;
+  color: var(--soft); font-size: 0.85rem; }
+.tiles strong { display: block; color: var(--ink); font-size: 1.4rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.24rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; font-size: 0.82rem; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child, .facts td { text-align: left; }
+.inner td:first-child { padding-left: 1.6rem; color: var(--soft); }
+.facts { width: auto; }
+.facts td { white-space: normal; }
+.facts td:first-child { color: var(--soft); }
+.bar { background: linear-gradient(to left, var(--bar) var(--share), transparent var(--share)); }
+tfoot td { font-weight: 600; }
+#layers tbody tr:not(.inner) td { font-weight: 600; }
+figure { margin: 1rem 0 0; max-width: 30rem; }
+svg { width: 100%; height: auto; }
+svg text { fill: var(--soft); font-size: 12px; }
+.grid { stroke: var(--line); fill: none; }
+.diagonal { stroke: var(--soft); stroke-dasharray: 4 4; }
+.dots { stroke: var(--dot); stroke-width: 4; stroke-linecap: round; stroke-opacity: 0.6; fill: none; }
+.differ { stroke: var(--differ); stroke-opacity: 1; }
+@media print { body { max-width: none; margin: 0; } }
+"""
