@@ -1,8 +1,10 @@
-"""load_model and write_file: input that is whole, and output that is whole or not there."""
+"""load_model, save_model and write_file: input that is whole, and output that is whole or not there."""
 
+import contextlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -27,24 +29,44 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_file(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` beside `path` and renames it, so that a failure leaves whatever was there.
-
-    Raises:
-        OSError: As `check_output`, or the disk is full.
-    """
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Yields the path of a new file beside `path`, which takes its place when all went well and is removed if not."""
     path = check_output(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Writes `content` beside `path` and renames it, so that a failure leaves whatever was there.
+
+    Raises:
+        OSError: As `check_output`, or the disk is full.
+    """
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+def save_model(path: str | os.PathLike, model: keras.Model) -> None:
+    """Saves `model` beside `path` and renames it, so that a failure leaves whatever was there.
+
+    Raises:
+        OSError: As `check_output`, or the disk is full.
+        ValueError: `path` doesn't end in `.keras`.
+    """
+    if Path(path).suffix != ".keras":
+        raise ValueError(f"A model is saved as a .keras file. Received: {str(path)!r}")
+    with _replacing(path) as temporary:
+        model.save(temporary)
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:

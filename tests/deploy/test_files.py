@@ -1,9 +1,11 @@
 import os
 
+import keras
+import numpy as np
 import pytest
 
 from keras_binaryvit.deploy import load_model, write_file
-from keras_binaryvit.deploy.files import check_output
+from keras_binaryvit.deploy.files import check_output, save_model
 
 
 def test_writes_and_replaces(tmp_path):
@@ -24,6 +26,28 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_models_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    path = tmp_path / "model.keras"
+    path.write_bytes(b"old")
+
+    def cut_short(path):
+        with open(path, "wb") as file:
+            file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "save", cut_short)
+        with pytest.raises(OSError, match="No space left"):
+            save_model(path, model)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["model.keras"])
+    save_model(path, model)
+    assert os.listdir(tmp_path) == ["model.keras"]
+    np.testing.assert_array_equal(load_model(path).get_weights()[0], model.get_weights()[0])
+    with pytest.raises(ValueError, match="'model.h5'"):
+        save_model("model.h5", model)
 
 
 def test_bad_paths(tmp_path, monkeypatch):
