@@ -38,9 +38,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except ImportError:
         raise
     except Exception as error:  # each format's reader raises whatever it trips over
-        kind = "" if type(error) is ValueError else f"{type(error).__name__} "
         reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise ValueError(f"{str(path)!r} can't be read as a {path.suffix} file: {kind}{reason}") from error
+        if type(error) is not ValueError:
+            reason = f"it is cut short or of another format ({type(error).__name__}: {reason})"
+        raise ValueError(f"{str(path)!r} can't be read as a {path.suffix} file: {reason}") from error
     recorded = {name.removeprefix("state/"): array for name, array in state.items() if name.startswith("state/")}
     return recorded or state
 
@@ -97,6 +98,9 @@ def _safetensors(state: StateDict) -> bytes:
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
     torch = _import_torch()
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        # CVE-2025-32434: until then a file could run code in spite of weights_only.
+        raise ImportError(f"Reading a {path.suffix} file safely needs PyTorch 2.6 or newer. Found: {torch.__version__}")
     try:
         # A training checkpoint also holds the command line; a Namespace only takes attributes, it runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():

@@ -118,6 +118,14 @@ def test_a_pickle_runs_nothing(where, tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
 
 
+def test_unsafe_versions_of_pytorch_are_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(2)}, tmp_path / "state.pth")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(ImportError, match="2.6 or newer. Found: 2.5.1"):
+        read_state_dict(tmp_path / "state.pth")
+
+
 def test_pickled_npz_runs_nothing(tmp_path):
     np.savez(tmp_path / "state.npz", a=np.array([Runs(tmp_path / "ran")], dtype=object))
     with pytest.raises(ValueError, match="state.npz.*can't be read as a .npz file.*Object arrays"):

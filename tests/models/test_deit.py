@@ -33,6 +33,11 @@ def test_other_presets():
         DeiT.from_preset("deit_huge")
 
 
+def test_layer_norms_have_the_authors_epsilon():
+    norms = [layer for layer in small().layers if isinstance(layer, keras.layers.LayerNormalization)]
+    assert [layer.epsilon for layer in norms] == [1e-5] * 5  # 1e-6 would be within the tolerance of the recording
+
+
 def test_training_changes_nothing_without_drop_path():
     model, x = randomize(small()), normal(2, 8, 12, 3)
     np.testing.assert_array_equal(numpy(model(x, training=True)), numpy(model(x, training=False)))
