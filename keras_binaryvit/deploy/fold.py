@@ -11,6 +11,8 @@ from keras_binaryvit.deploy import inference
 from keras_binaryvit.deploy.graph import Edge, Graph, Node
 
 _PRODUCTS = (inference.Convolution, inference.Dense, inference.DepthwiseConvolution, inference.Affine)
+# Their kernel holds one value for each channel.
+_CHANNELWISE = (inference.Affine, inference.FloatSign)
 _SUMS = (inference.Add, inference.AveragePooling, inference.GlobalAveragePooling, inference.Upsampling)
 _REARRANGED = {
     inference.Tile: lambda shift, options: np.tile(shift, options["copies"]),
@@ -41,6 +43,7 @@ class _Folding:
                 continue  # nobody reads it
             self._take_in(node)
             self._done.append(node)
+            self._center(node)
             self._give_scales(node)
             self._give_shifts(node)
         return Graph(self._done, self._graph.outputs, self._graph.output_structure)
@@ -49,7 +52,7 @@ class _Folding:
         """Moves the affines on the inputs of `node` into its constants or to its readers."""
         for edge in node.inputs:
             scale, shift = edge.scale, edge.shift
-            if takes_affine(node):
+            if takes_affine(node) or (is_padded(node) and not edge.has_shift()):
                 _shift_inputs(node, shift)
                 _scale_inputs(node, scale)
                 edge.scale, edge.shift = 1.0, 0.0
@@ -59,14 +62,47 @@ class _Folding:
             elif passes_shift(node):
                 self._to_readers(node, 1.0, _passed(node, shift))
                 edge.shift = 0.0
+        if node.kind is inference.Add:
+            self._add_through_kernel(node)
 
     def _to_readers(self, node, scale, shift):
         for edge, _ in self._reads[node]:
             edge.scale, edge.shift = edge.scale * scale, edge.scale * shift + edge.shift
 
+    def _add_through_kernel(self, node):
+        """Turns x + depthwise(x) into a depthwise convolution whose kernel has 1 more in its middle."""
+        for edge in node.inputs:
+            reader = edge.node
+            if reader.kind is not inference.DepthwiseConvolution or len(self._reads[reader]) > 1:
+                continue
+            source = reader.inputs[0].node
+            same = [e for e in node.inputs if e.node is source and not e.has_scale()]
+            if same and len(node.inputs) > 2:
+                height, width = reader.options["kernel_size"]
+                reader.constants["kernel"][height // 2, width // 2] += 1
+                node.inputs.remove(same[0])
+                self._reads[source] = [read for read in self._reads[source] if read[0] is not same[0]]
+                return
+
+    def _center(self, node):
+        """Moves `node` such that a padded convolution that wants `scale * node + shift` needs a scale only.
+
+        Zeros around a map can't be shifted, but the map can be, where all its other readers make up for it.
+        """
+        for edge, reader in self._reads[node]:
+            if not is_padded(reader) or not edge.has_shift() or not np.all(np.asarray(edge.scale) != 0):
+                continue
+            shift = edge.shift / edge.scale
+            # A channel that is scaled by almost nothing would be moved so far that its digits are lost.
+            moderate = np.abs(shift) <= 64 * np.median(np.abs(1 / np.asarray(edge.scale)))
+            if np.all(moderate) and self._shift_tensor(node, shift):
+                for other, _ in self._reads[node]:
+                    other.shift = other.shift - other.scale * shift
+                edge.shift = 0.0
+
     def _give_scales(self, node):
         """Makes a tensor for each scale that readers of `node` ask for, unless they take the scale in themselves."""
-        reads = [(e, r) for e, r in self._reads[node] if not _takes_any_scale(r)]
+        reads = [(e, r) for e, r in self._reads[node] if not _takes_any_scale(e, r)]
         groups = _grouped(reads, lambda edge: edge.scale)
         if len(groups) == 1 and len(reads) == len(self._reads[node]) and node.kind in _PRODUCTS:
             _scale_outputs(node, groups[0][0][0].scale)
@@ -84,7 +120,8 @@ class _Folding:
             return
         # The one that most ask for costs nothing if it can become a part of the tensor itself.
         shift = np.asarray(max(groups, key=len)[0][0].shift)
-        if np.any(shift != 0) and self._shift_tensor(node, shift):
+        centered = any(is_padded(reader) and edge.has_scale() for edge, reader in self._reads[node])
+        if np.any(shift != 0) and not centered and self._shift_tensor(node, shift):
             for edge, _ in self._reads[node]:
                 edge.shift = edge.shift - edge.scale * shift
         for group in self._shift_groups(node):
@@ -136,6 +173,8 @@ class _Folding:
 
 def takes_affine(node: Node) -> bool:
     """Whether an affine of the inputs can become a part of the constants of `node`."""
+    if node.kind is inference.FloatSign:
+        return True
     if node.kind not in _PRODUCTS or node.kind is inference.DepthwiseConvolution or node.options.get("binary", False):
         return False
     # Zeros around a map are not shifted.
@@ -147,8 +186,19 @@ def passes_shift(node: Node) -> bool:
     return node.kind in _SUMS or node.kind in _REARRANGED or node.kind is inference.AddConstant
 
 
-def _takes_any_scale(reader):
-    return reader is not None and (takes_affine(reader) or reader.kind is inference.GlobalAveragePooling)
+def is_padded(node: Node | None) -> bool:
+    """Whether `node` is a real convolution that reads zeros around its map, so that it takes in a scale but no shift."""
+    if node is None or node.kind not in (inference.Convolution, inference.DepthwiseConvolution):
+        return False
+    return not node.options.get("binary", False) and not takes_affine(node) and node.options.get("pad_values", 0) == 0
+
+
+def _takes_any_scale(edge, reader):
+    if reader is None:
+        return False
+    if is_padded(reader):
+        return not edge.has_shift()
+    return takes_affine(reader) or reader.kind is inference.GlobalAveragePooling
 
 
 def _takes_any_shift(reader):
@@ -168,14 +218,14 @@ def _scale_inputs(node, scale):
 
 def _shift_inputs(node, shift):
     added = node.constants["kernel"] * _by_input_and_filter(node, shift)
-    if node.kind is not inference.Affine:
+    if node.kind not in _CHANNELWISE:
         added = added.reshape(-1, node.shape[-1]).sum(0) * node.constants.get("scale", 1.0)
     node.constants["bias"] = node.constants["bias"] + added
 
 
 def _by_input_and_filter(node, values):
     """Returns values for each input channel in a shape that fits the kernel of `node`."""
-    if node.kind is inference.Affine:
+    if node.kind in _CHANNELWISE:
         return values
     *_, channels, filters = node.constants["kernel"].shape
     groups = node.options.get("groups", 1)
@@ -188,7 +238,9 @@ def _scale_outputs(node, scale):
     if "scale" in node.constants:
         node.constants["scale"] = node.constants["scale"] * scale
     elif node.kind is inference.DepthwiseConvolution:
-        node.constants["kernel"] = node.constants["kernel"] * np.reshape(np.broadcast_to(scale, node.shape[-1:]), (-1, 1))
+        node.constants["kernel"] = node.constants["kernel"] * np.reshape(
+            np.broadcast_to(scale, node.shape[-1:]), (-1, 1)
+        )
     else:
         node.constants["kernel"] = node.constants["kernel"] * scale
     node.constants["bias"] = node.constants["bias"] * scale

@@ -80,9 +80,12 @@ def _emit(graph: Graph, name: str) -> keras.Model:
 def _set_constants(layer, constants):
     if isinstance(layer, inference.Convolution) and not layer.is_binary:
         constants = {"kernel": constants["kernel"] * constants["scale"], "bias": constants["bias"]}
+    if isinstance(layer, inference.FloatSign | inference.Attention):
+        constants = layer.constants(**constants)
     for name, value in constants.items():
         variable = getattr(layer, name)
-        variable.assign(np.asarray(value).reshape(variable.shape).astype("float32"))
+        value = np.asarray(value, np.float32)
+        variable.assign(value.reshape(variable.shape) if value.ndim else np.full(variable.shape, value))
 
 
 def _copy(operation, name):
@@ -90,8 +93,8 @@ def _copy(operation, name):
         return operation  # of keras.ops: it has no weights
     if isinstance(operation, keras.layers.Lambda):
         raise ValueError(
-            f"The layer {operation.path!r} can't be frozen: a Lambda holds Python code, which a saved model can't. Make "
-            "it a layer of your own, registered with keras.saving.register_keras_serializable."
+            f"The layer {operation.path!r} can't be frozen: a Lambda holds Python code, which a saved model can't. "
+            "Make it a layer of your own, registered with keras.saving.register_keras_serializable."
         )
     try:
         config = operation.get_config()

@@ -4,6 +4,8 @@ Each is one operation, or very few, of the Larq Compute Engine's converter; thei
 sets. All compute in float32.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -12,6 +14,8 @@ from keras_binaryvit import quantizers
 from keras_binaryvit.layers.quant_dense import same_padding
 
 _PACKAGE = "keras_binaryvit"
+# A power of two: products with it are exact.
+_HUGE = np.float32(2.0**100)
 
 
 class InferenceLayer(keras.layers.Layer):
@@ -227,11 +231,17 @@ class PReLU(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Add(InferenceLayer):
-    """The sum of two tensors."""
+    """The sum of two or more tensors, in one pass over memory."""
 
     def call(self, inputs):
-        first, second = inputs
-        return first + second
+        if keras.backend.backend() == "tensorflow" and len(inputs) > 2:
+            import tensorflow as tf
+
+            return tf.add_n(inputs)
+        return sum(inputs[1:], start=inputs[0])
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -303,7 +313,7 @@ class Tile(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class GroupMean(InferenceLayer):
-    """The mean of adjacent channels.
+    """The mean of adjacent channels of a map, as a grouped convolution: it needs no reshape.
 
     Args:
         size: Channels in a group.
@@ -314,18 +324,51 @@ class GroupMean(InferenceLayer):
         self.size = size
 
     def call(self, inputs):
-        *leading, channels = ops.shape(inputs)
-        return ops.mean(ops.reshape(inputs, (*leading, channels // self.size, self.size)), axis=-1)
+        if len(inputs.shape) != 4:
+            *leading, channels = ops.shape(inputs)
+            return ops.mean(ops.reshape(inputs, (*leading, channels // self.size, self.size)), axis=-1)
+        means = inputs.shape[-1] // self.size
+        # Eight outputs in a group give kernels for vectors work; the zeros among them cost nothing beside the reads.
+        width = math.gcd(means, 8)
+        kernel = np.kron(np.eye(width), np.full((self.size, 1), 1 / self.size))
+        kernel = np.tile(kernel, (1, means // width)).astype("float32")[None, None]
+        return ops.conv(inputs, ops.convert_to_tensor(kernel), padding="valid", data_format="channels_last")
 
     def get_config(self):
         return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Attention(InferenceLayer):
-    """For each query the sum of the values whose probability is above a threshold.
+class FloatSign(InferenceLayer):
+    """+1 where `kernel * x + bias >= 0`, else -1, for products in floating point; of maps.
 
-    `sum over keys k of [softmax(q . k / sqrt(head_dim)) > threshold] v`, of signs q, k and v: integers.
+    `Sign` would become two operations between packed bits and floats, and the affine before it a third. A depthwise 1x1
+    convolution with factors times 2^100 and a clamp to -1 ... 1 is a single one: nothing but 0 stays between.
+    """
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.kernel = self._constant("kernel", (1, 1, channels, 1))
+        self.bias = self._constant("bias", (channels,))
+
+    def call(self, inputs):
+        outputs = ops.depthwise_conv(inputs, self.kernel, 1, "valid", data_format="channels_last")
+        return ops.minimum(ops.maximum(outputs + self.bias, -1.0), 1.0)
+
+    @staticmethod
+    def constants(kernel, bias):
+        """Returns the layer's constants for an affine: a `bias` that moves a result of 0 to +1, both times 2^100."""
+        bias = np.asarray(bias, np.float32)
+        bias = np.where(bias == 0, np.float32(2.0**-90), np.nextafter(bias, np.float32(np.inf)))
+        return {"kernel": np.asarray(kernel, np.float32) * _HUGE, "bias": bias * _HUGE}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Attention(InferenceLayer):
+    """For each query six times the sum of the values whose probability is above a threshold.
+
+    `sum over keys k of 6 [softmax(q . k / sqrt(head_dim)) > threshold] v`, of signs q, k and v: integers. (Six, because
+    a clamp to 0 ... 6 comes with a convolution for nothing.)
 
     Args:
         num_heads: Heads are contiguous groups of channels.
@@ -339,26 +382,76 @@ class Attention(InferenceLayer):
         self.num_heads = num_heads
 
     def build(self, input_shape):
-        self.threshold = self._constant("threshold", ())
+        _, keys_shape, _ = input_shape
+        keys = keys_shape[1] * keys_shape[2]
+        self.kernel = self._constant("kernel", (1, 1, keys, 1))
+        self.bias = self._constant("bias", (keys,))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
 
     def call(self, inputs):
         queries, keys, values = inputs
-        channels = queries.shape[-1]
-        factor = (channels // self.num_heads) ** -0.5
-        # On the keys, of which there are fewest, where that is exact.
-        exact = np.frexp(factor)[0] == 0.5
+        factor = (queries.shape[-1] // self.num_heads) ** -0.5
+        if queries.shape[0] != 1:
+            return self._batch(queries, keys, values, factor)
+        # One image, as phones run it: a product of two matrices is one operation, and moving the heads' axis is none.
+        keys_factor, factor = (factor, None) if np.frexp(factor)[0] == 0.5 else (1.0, factor)  # on the keys if exact
+        products = self._head_by_head if self.num_heads <= 4 else self._all_heads
+        return products(queries, keys, values, keys_factor, factor)
 
-        def heads(x):
-            return ops.split(ops.reshape(x, (-1, x.shape[1] * x.shape[2], channels)), self.num_heads, axis=-1)
+    def _batch(self, queries, keys, values, factor):
+        heads, channels = self.num_heads, queries.shape[-1]
 
-        outputs = []
-        for q, k, v in zip(heads(queries), heads(keys * factor if exact else keys), heads(values), strict=True):
-            scores = ops.matmul(q, ops.transpose(k, (0, 2, 1)))
-            scores = scores if exact else scores * factor
-            # 1 above the threshold and 0 at or below it, in operations that every runtime has fast kernels for.
-            bits = ops.ceil(ops.relu(ops.softmax(scores, axis=-1) - self.threshold))
-            outputs.append(ops.matmul(bits, v))
-        return ops.reshape(ops.concatenate(outputs, axis=-1), (-1, *queries.shape[1:]))
+        def split(x):
+            x = ops.reshape(x, (-1, x.shape[1] * x.shape[2], heads, channels // heads))
+            return ops.transpose(x, (0, 2, 1, 3))
+
+        scores = ops.matmul(split(queries), ops.swapaxes(split(keys), -1, -2))
+        outputs = ops.matmul(self._bits(scores * factor), split(values))
+        return ops.reshape(ops.transpose(outputs, (0, 2, 1, 3)), (-1, *queries.shape[1:]))
+
+    def _head_by_head(self, queries, keys, values, keys_factor, factor):
+        heads, channels = self.num_heads, queries.shape[-1]
+
+        def split(x, axis):
+            return ops.split(x, heads, axis=axis) if heads > 1 else [x]
+
+        keys = split(ops.reshape(keys * keys_factor, (-1, channels)), 1)
+        values = split(ops.transpose(ops.reshape(values, (-1, channels))), 0)
+        scores = [_product(q, k) for q, k in zip(split(queries, -1), keys, strict=True)]
+        # The probabilities of more than two heads together are fewer operations.
+        scores = [ops.concatenate(scores, axis=0)] if heads > 2 else scores
+        bits = [self._bits(s if factor is None else s * factor) for s in scores]
+        bits = split(bits[0], 0) if heads > 2 else bits
+        outputs = [_product(b, v) for b, v in zip(bits, values, strict=True)]
+        return ops.concatenate(outputs, axis=-1) if heads > 1 else outputs[0]
+
+    def _all_heads(self, queries, keys, values, keys_factor, factor):
+        """With as many copies of keys and values as heads, zero outside of their head: few large products."""
+        heads, (_, height, width, channels) = self.num_heads, queries.shape
+        mask = np.kron(np.eye(heads), np.ones(channels // heads)).reshape(heads, 1, 1, channels).astype("float32")
+        keys = ops.reshape(keys * (mask * keys_factor), (-1, channels))
+        values = ops.transpose(ops.reshape(values * mask, (-1, channels)))
+        scores = ops.reshape(_product(queries, keys), (1, height * width, heads, -1))
+        bits = self._bits(scores if factor is None else scores * factor)
+        return _product(ops.reshape(bits, (1, height, width, -1)), values)
+
+    def _bits(self, scores):
+        """Returns 6 where the probability is above the threshold, else 0."""
+        outputs = ops.depthwise_conv(ops.softmax(scores), self.kernel, 1, "valid", data_format="channels_last")
+        return ops.relu6(outputs + self.bias)
+
+    @staticmethod
+    def constants(threshold):
+        """Returns the layer's constants for a threshold."""
+        return {"kernel": _HUGE, "bias": -np.float32(threshold) * _HUGE}
 
     def get_config(self):
         return {**super().get_config(), "num_heads": self.num_heads}
+
+
+def _product(x, weights):
+    """Returns `x . weights^T` for each position of one image: `(1, h, w, n)` and `(m, n)` give `(1, h, w, m)`."""
+    outputs = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.transpose(weights))
+    return ops.reshape(outputs, (1, *x.shape[1:3], -1))

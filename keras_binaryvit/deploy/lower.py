@@ -113,6 +113,13 @@ class _Lowering:
             return self.node(inference.Sign, [x], x.shape)
         return self.node(inference.Quantize, [x], x.shape, quantizer=quantizer)
 
+    def float_sign(self, quantizer, x):
+        """As `sign`, for a product that isn't binary in LCE."""
+        if not isinstance(quantizer, _SIGNS):
+            return self.sign(quantizer, x)
+        constants = {"kernel": np.ones(x.shape[-1]), "bias": np.zeros(x.shape[-1])}
+        return self.node(inference.FloatSign, [x], x.shape, constants)
+
     def add_constant(self, x, constant):
         return self.node(inference.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant))
 
@@ -218,10 +225,7 @@ def _keras_prelu(lowering, layer, x):
 def _add(lowering, layer, inputs):
     if not isinstance(inputs, list | tuple) or any(x.shape != inputs[0].shape for x in inputs):
         return lowering.operation(layer, inputs)
-    total = inputs[0]
-    for x in inputs[1:]:
-        total = lowering.node(inference.Add, [total, x], x.shape)
-    return total
+    return lowering.node(inference.Add, inputs, inputs[0].shape)
 
 
 def _dense(lowering, layer, x):
@@ -321,21 +325,18 @@ def _attention(lowering, layer, x):
     signs = []
     for projected, shift in zip((query, key, value), shifts, strict=True):
         with lowering.inside(shift.name):
-            signs.append(lowering.sign(layer.input_quantizer, _shift(lowering, shift, projected)))
+            signs.append(lowering.float_sign(layer.input_quantizer, _shift(lowering, shift, projected)))
     clip = max(float(_array(layer.binarizer.clip)), layer.binarizer.smallest_clip)
-    attended = lowering.node(
-        inference.Attention, signs, query.shape, {"threshold": clip / 2}, num_heads=layer.num_heads
-    ).affine(clip)
+    constants = {"threshold": clip / 2}
+    attended = lowering.node(inference.Attention, signs, query.shape, constants, num_heads=layer.num_heads)
+    attended = _batch_norm(lowering, layer.context_norm, attended.affine(clip / 6))
 
-    total = lowering.node(
-        inference.Add, [_batch_norm(lowering, layer.context_norm, attended), query], query.shape
-    )
-    shortcut = lowering.node(inference.Add, [key, value], key.shape)
+    shortcuts = [key, value]
     if layer.reduction > 1:
-        shortcut = lowering.node(inference.Upsampling, [shortcut], query.shape, size=layer.reduction)
-    total = lowering.node(inference.Add, [total, shortcut], query.shape)
-    context = _rprelu(lowering, layer.context_activation, total)
-    return _inside(lowering, layer.output_projection, context)
+        reduced = lowering.node(inference.Add, shortcuts, key.shape)
+        shortcuts = [lowering.node(inference.Upsampling, [reduced], query.shape, size=layer.reduction)]
+    context = lowering.node(inference.Add, [attended, query, *shortcuts], query.shape)
+    return _inside(lowering, layer.output_projection, _rprelu(lowering, layer.context_activation, context))
 
 
 def _branches(lowering, layer, x):
@@ -362,11 +363,10 @@ def _block(lowering, layer, x):
     h = lowering.call(layer.attention_affine, _inside(lowering, layer.attention, h))
     x = lowering.node(inference.Add, [x, h], x.shape)
     h = _inside(lowering, layer.feed_forward_norm, x)
-    f = lowering.call(layer.feed_forward_affine, _inside(lowering, layer.feed_forward, h))
-    x = lowering.node(inference.Add, [x, f], x.shape)
+    terms = [x, lowering.call(layer.feed_forward_affine, _inside(lowering, layer.feed_forward, h))]
     if layer.has_branches:
-        x = lowering.node(inference.Add, [x, _inside(lowering, layer.branches, h)], x.shape)
-    return x
+        terms.append(_inside(lowering, layer.branches, h))
+    return lowering.node(inference.Add, terms, x.shape)
 
 
 def _patch_embedding(lowering, layer, x):
