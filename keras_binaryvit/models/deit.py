@@ -1,7 +1,7 @@
 """DeiT: the real-valued vision transformer that teaches the binary ones, and its presets."""
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from keras_binaryvit.layers import PatchEmbedding
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
@@ -23,6 +23,15 @@ PRESETS = {
     "deit_base": {**_SMALL, "embed_dim": 768, "num_heads": 12},
 }
 """Arguments of `DeiT` by preset. `deit_small` is the paper's teacher."""
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+def exact_gelu(x):
+    """Returns `x * Phi(x)`, Phi being the normal distribution's, in the form that TFLite has an op for.
+
+    Keras' own, on TensorFlow, is written with erfc, which the converters leave as an op that no TFLite runtime has.
+    """
+    return x * 0.5 * (1 + ops.erf(x * 0.5**0.5))
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -87,7 +96,7 @@ class DeiT(PresetModel):
             x = layers.Add(dtype=dtype, name=f"{prefix}_attention_residual")([x, h])
             h = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=f"{prefix}_feed_forward_norm")(x)
             h = layers.Dense(
-                embed_dim * expansion, "gelu", kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_expand"
+                embed_dim * expansion, exact_gelu, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_expand"
             )(h)
             h = layers.Dense(embed_dim, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_reduce")(h)
             h = layers.Dropout(**drop, name=f"{prefix}_feed_forward_drop_path")(h)

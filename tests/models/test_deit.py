@@ -1,5 +1,6 @@
 """DeiT: its presets, saving and training; its values are in test_parity.py."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from layer_checks import normal, numpy, randomize
 
 from keras_binaryvit import DeiT
+from keras_binaryvit.models.deit import exact_gelu
 
 SMALL = {"image_shape": (8, 12, 3), "num_classes": 3, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
 
@@ -36,6 +38,13 @@ def test_other_presets():
 def test_layer_norms_have_the_authors_epsilon():
     norms = [layer for layer in small().layers if isinstance(layer, keras.layers.LayerNormalization)]
     assert [layer.epsilon for layer in norms] == [1e-5] * 5  # 1e-6 would be within the tolerance of the recording
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-6, 6, 101, dtype="float32")
+    expected = [float(v) * (1 + math.erf(float(v) / math.sqrt(2))) / 2 for v in x]
+    np.testing.assert_allclose(numpy(exact_gelu(x)), expected, rtol=1e-6, atol=5e-7)  # the tanh form is 5e-4 off
+    assert {small().get_layer(f"block_{i}_expand").activation for i in range(2)} == {exact_gelu}
 
 
 def test_training_changes_nothing_without_drop_path():
