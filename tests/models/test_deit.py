@@ -43,7 +43,9 @@ def test_layer_norms_have_the_authors_epsilon():
 def test_gelu_is_exact():
     x = np.linspace(-6, 6, 101, dtype="float32")
     expected = [float(v) * (1 + math.erf(float(v) / math.sqrt(2))) / 2 for v in x]
-    np.testing.assert_allclose(numpy(exact_gelu(x)), expected, rtol=1e-6, atol=5e-7)  # the tanh form is 5e-4 off
+    np.testing.assert_allclose(
+        numpy(exact_gelu(keras.ops.convert_to_tensor(x))), expected, rtol=1e-6, atol=5e-7
+    )  # the tanh form is 5e-4 off
     assert {small().get_layer(f"block_{i}_expand").activation for i in range(2)} == {exact_gelu}
 
 
