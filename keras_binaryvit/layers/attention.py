@@ -7,6 +7,7 @@ from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.checks import map_shape, positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
+from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import BinaryProjection
 
 
@@ -102,15 +103,14 @@ class BinarySelfAttention(keras.layers.Layer):
         _, height, width, channels = inputs.shape
         keys_from = inputs
         if self.reduction > 1:
-            pooled = ops.average_pool(inputs, self.reduction, self.reduction, "valid", data_format="channels_last")
-            keys_from = self.reduced(pooled, training=training)
+            keys_from = self.reduced(average_pool(inputs, self.reduction), training=training)
         query = self.query(inputs, training=training)
         key = self.key(keys_from, training=training)
         value = self.value(keys_from, training=training)
 
         probabilities = self.probabilities(query, key)
         bits, clip = self.binarizer.decompose(probabilities)
-        summed = ops.einsum("bhqk,bkhd->bqhd", bits, self._heads(self.value_shift(value)))
+        summed = ops.transpose(ops.matmul(bits, self._heads(self.value_shift(value))), (0, 2, 1, 3))
         attended = ops.reshape(ops.cast(summed * clip, self.compute_dtype), (-1, height, width, channels))
 
         context = self.context_norm(attended, training=training) + query
@@ -120,15 +120,17 @@ class BinarySelfAttention(keras.layers.Layer):
     def probabilities(self, query, key):
         """Returns the softmax of the binary scores, `(batch, heads, queries, keys)`, of the maps `query` and `key`."""
         queries, keys = self._heads(self.query_shift(query)), self._heads(self.key_shift(key))
-        scores = ops.einsum("bqhd,bkhd->bhqk", queries, keys)
+        # Not as an einsum: XLA's comes out transposed, and every use of it transposes it back.
+        scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
         return ops.softmax(scores / (query.shape[-1] // self.num_heads) ** 0.5, axis=-1)
 
     def _heads(self, x):
-        """Returns the binarised map `x` as `(batch, positions, heads, head_dim)`, in float32: sums of it are exact."""
+        """Returns the binarised map `x` as `(batch, heads, positions, head_dim)`, in float32: sums of it are exact."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         _, height, width, channels = x.shape
-        return ops.reshape(ops.cast(x, "float32"), (-1, height * width, self.num_heads, channels // self.num_heads))
+        shape = (-1, height * width, self.num_heads, channels // self.num_heads)
+        return ops.transpose(ops.reshape(ops.cast(x, "float32"), shape), (0, 2, 1, 3))
 
     def _add_upsampled(self, x, reduced):
         r = self.reduction

@@ -12,12 +12,13 @@ def channel_sum(x):
     """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32."""
     x = ops.cast(x, "float32")
     if len(x.shape) > 2:
-        # Row by row first: many short sums lose less to rounding than a long one.
-        x = ops.matmul(ops.ones((1, x.shape[-2])), x)
+        # Row by row first: many short sums lose less to rounding than a long one. The ones have all of x's leading
+        # axes, because XLA makes a product with a broadcast matrix one product with a transposed copy of x.
+        x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2])), x)
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
 
 
-def _custom_gradient(function):
+def custom_gradient(function):
     """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too."""
 
     @ops.custom_gradient
@@ -38,13 +39,13 @@ def _custom_gradient(function):
     return of_anything
 
 
-@_custom_gradient
+@custom_gradient
 def add(x, shift):
     """Returns `x + shift`."""
     return x + shift, lambda upstream: (upstream, channel_sum(upstream))
 
 
-@_custom_gradient
+@custom_gradient
 def affine(x, scale, shift):
     """Returns `x * scale + shift`."""
 
@@ -54,7 +55,7 @@ def affine(x, scale, shift):
     return x * scale + shift, gradient
 
 
-@_custom_gradient
+@custom_gradient
 def rprelu(x, input_shift, slope, output_shift):
     """Returns `PReLU(x - input_shift) + output_shift` with `slope` for values below 0."""
 
@@ -68,7 +69,7 @@ def rprelu(x, input_shift, slope, output_shift):
     return ops.where(shifted > 0, shifted, shifted * slope) + output_shift, gradient
 
 
-@_custom_gradient
+@custom_gradient
 def normalize(x, mean, deviation, gamma, beta):
     """Returns `(x - mean) / deviation * gamma + beta` for the `mean` and standard `deviation` of `x` itself.
 

@@ -7,6 +7,7 @@ from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.checks import map_shape, positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
+from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.layers.quant_dense import QuantConv2D
 
@@ -181,7 +182,7 @@ class PatchMerging(keras.layers.Layer):
         inputs = self.input_norm(inputs, training=training)
         merged = self.norm(self.convolution(self.shift(inputs) if self.binary else inputs), training=training)
         if self.binary:
-            pooled = ops.average_pool(inputs, 2, 2, "valid", data_format="channels_last")
+            pooled = average_pool(inputs, 2)
             copies = self.embed_dim // pooled.shape[-1]
             merged = self.activation(merged + ops.concatenate([pooled] * copies, axis=-1))
         return merged + self.position_embedding

@@ -1,10 +1,25 @@
-"""MultiBranchAveragePooling: average pooling over several windows, each with its own affine."""
+"""Average pooling: of squares that don't overlap, and MultiBranchAveragePooling, over several windows."""
 
 import keras
 from keras import ops
 
 from keras_binaryvit.layers.affine import ResidualAffine
+from keras_binaryvit.layers.channelwise import custom_gradient
 from keras_binaryvit.layers.checks import map_shape
+
+
+def average_pool(x, size):
+    """Returns the mean of each square of `size` x `size` positions of the map `x`; `size` must divide its sides."""
+
+    @custom_gradient
+    def pool(x):
+        def gradient(upstream):
+            # Compilers write it as a window sliding over a map of mostly zeros, many times slower than the copies.
+            return (ops.repeat(ops.repeat(upstream / size**2, size, axis=1), size, axis=2),)
+
+        return ops.average_pool(x, size, size, "valid", data_format="channels_last"), gradient
+
+    return pool(x)
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
