@@ -2,16 +2,21 @@
 
 import collections
 import importlib
+import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_binaryvit.deploy import tflite
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 
 
 class ConversionError(RuntimeError):
-    """The flatbuffer isn't what the model promised."""
+    """The flatbuffer isn't what the model promised, or there is none."""
 
 
 def _require_lce():
@@ -27,35 +32,28 @@ def _require_lce():
 def convert(model: keras.Model, ops: str = "lce") -> bytes:
     """Returns the `.tflite` flatbuffer of `model`, for batches of one image.
 
+    On JAX and PyTorch, TensorFlow runs in a process of its own, which gets the frozen model.
+
     Args:
         model: A model of any layers, trained or frozen.
         ops: `"lce"`: what an unmodified Larq Compute Engine runs.
 
     Raises:
         ValueError: `ops` is unknown, a side of the input is unknown, or the model can't be frozen.
-        ConversionError: A binary layer didn't become a binary convolution.
+        ConversionError: A binary layer didn't become a binary convolution, or the converter failed.
         ImportError: The Larq Compute Engine isn't installed.
-        RuntimeError: The Keras backend isn't TensorFlow.
     """
     if ops != "lce":
         raise ValueError(f"ops must be 'lce'. Received: ops={ops!r}")
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"Conversion needs the TensorFlow backend; it is {keras.backend.backend()!r}. Save the model and run "
-            "`python converters/to_lce.py model.keras model.tflite`, or set KERAS_BACKEND=tensorflow: a .keras file "
-            "is the same for all backends."
-        )
-    lce = _require_lce()
-    import tensorflow as tf
-
     frozen = freeze(model)
     for tensor in frozen.inputs:
         if None in tensor.shape[1:]:
-            raise ValueError(f"Every side of the input but the batch must be known. Received: shape {tensor.shape}")
-    signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in frozen.inputs]
-    with tempfile.TemporaryDirectory() as folder:
-        frozen.export(folder, input_signature=signature, verbose=False)
-        flatbuffer = lce.convert_saved_model(folder)
+            raise ValueError(
+                "Every side of the input but the batch must be known: LCE plans its memory before it runs. "
+                f"Received: shape {tensor.shape}"
+            )
+    in_this_process = keras.backend.backend() == "tensorflow"
+    flatbuffer = convert_frozen(frozen) if in_this_process else _convert_elsewhere(frozen)
 
     binary = len(binary_layers(frozen))
     converted = count_ops(flatbuffer)["LceBconv2d"]
@@ -68,23 +66,55 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
     return flatbuffer
 
 
+def convert_frozen(frozen: keras.Model) -> bytes:
+    """Returns the flatbuffer of a frozen model; the Keras backend is TensorFlow.
+
+    Raises:
+        ImportError: The Larq Compute Engine isn't installed.
+    """
+    lce = _require_lce()
+    import tensorflow as tf
+
+    # LCE cuts the names of tensors to 50 characters, which belong to the layers.
+    model = keras.Model(frozen.inputs, frozen.outputs, name="m")
+    signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in frozen.inputs]
+
+    def serve(*inputs):
+        outputs = keras.tree.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
+        return {f"output_{index}": output for index, output in enumerate(outputs)}
+
+    # Traced once: Keras' own export does so several times, which for a large model takes longer than the conversion.
+    module = tf.Module()
+    module.variables_of_model = [variable.value for variable in model.variables]
+    module.serve = tf.function(serve, input_signature=signature, autograph=False)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+        return lce.convert_saved_model(folder)
+
+
+def _convert_elsewhere(frozen):
+    modules = {type(layer).__module__ for layer in frozen._flatten_layers()}
+    modules = sorted(name for name in modules if name.split(".")[0] not in ("keras", "keras_binaryvit", "builtins"))
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "frozen.keras"), Path(folder, "model.tflite")
+        frozen.save(source)
+        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_process", source, target, *modules]
+        # Modules of the caller's own layers are found where the caller finds them.
+        path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+        environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if process.returncode:
+            raise ConversionError(f"The conversion in a process of its own failed:\n{process.stderr.strip()[-2000:]}")
+        return target.read_bytes()
+
+
 def count_ops(flatbuffer: bytes) -> collections.Counter:
     """Returns how many operators of each type `flatbuffer` has, by name such as `"CONV_2D"` or `"LceBconv2d"`.
 
     Raises:
         ValueError: These bytes are no TFLite flatbuffer.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    if len(flatbuffer) < 8 or flatbuffer[4:8] != b"TFL3":
-        raise ValueError(f"This is no TFLite flatbuffer: {len(flatbuffer)} bytes that begin {flatbuffer[:8]!r}")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
-    builtin = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    names = [
-        code.customCode.decode() if code.customCode else builtin[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        for code in model.operatorCodes
-    ]
-    return collections.Counter(names[op.opcodeIndex] for graph in model.subgraphs for op in graph.operators)
+    return collections.Counter(operator.name for operator in tflite.read(flatbuffer).operators)
 
 
 def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progress: bool = False) -> np.ndarray:
@@ -103,10 +133,8 @@ def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progres
         ValueError: The images have another shape than the model takes, or values that aren't finite.
         ImportError: The Larq Compute Engine isn't installed.
     """
-    lce = _require_lce()
+    interpreter = interpreter_of(flatbuffer, num_threads)
     images = np.asarray(images, np.float32)
-    count_ops(flatbuffer)  # LCE's interpreter crashes on bytes that are no flatbuffer
-    interpreter = lce.testing.Interpreter(flatbuffer, num_threads=num_threads, use_xnnpack=True)
     expected = tuple(interpreter.input_shapes[0][1:])
     if images.ndim != len(expected) + 1 or images.shape[1:] != expected:
         raise ValueError(f"The flatbuffer takes images of shape {expected}. Received: {images.shape[1:]}")
@@ -118,3 +146,15 @@ def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progres
 
         batches = tqdm.tqdm(batches, desc="LCE", unit="image")
     return np.concatenate([np.atleast_2d(interpreter.predict(image)) for image in batches])
+
+
+def interpreter_of(flatbuffer: bytes, num_threads: int = 1):
+    """Returns LCE's interpreter of `flatbuffer` at its fastest settings.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer.
+        ImportError: The Larq Compute Engine isn't installed.
+    """
+    lce = _require_lce()
+    tflite.read(flatbuffer)  # LCE's interpreter crashes on bytes that are no flatbuffer
+    return lce.testing.Interpreter(flatbuffer, num_threads=num_threads, use_indirect_bgemm=True, use_xnnpack=True)
