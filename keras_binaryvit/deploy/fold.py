@@ -5,16 +5,19 @@ outputs where they can; what its readers then ask for is written into the consta
 An affine that finds no such place becomes an operation, one for all readers that ask for the same.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import numpy as np
 
 from keras_binaryvit.deploy import inference
-from keras_binaryvit.deploy.graph import Edge, Graph, Node
+from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node
 
 _PRODUCTS = (inference.Convolution, inference.Dense, inference.DepthwiseConvolution, inference.Affine)
 # Their kernel holds one value for each channel.
 _CHANNELWISE = (inference.Affine, inference.FloatSign)
 _SUMS = (inference.Add, inference.AveragePooling, inference.GlobalAveragePooling, inference.Upsampling)
-_REARRANGED = {
+_REARRANGED: dict[type, Callable[[np.ndarray, dict], np.ndarray]] = {
     inference.Tile: lambda shift, options: np.tile(shift, options["copies"]),
     inference.GroupMean: lambda shift, options: np.reshape(shift, (-1, options["size"])).mean(-1),
 }
@@ -39,14 +42,14 @@ class _Folding:
 
     def run(self):
         for node in self._graph.nodes:
-            if not self._reads[node]:
+            if not self._reads[node] and node.kind is not Input:
                 continue  # nobody reads it
             self._take_in(node)
             self._done.append(node)
             self._center(node)
             self._give_scales(node)
             self._give_shifts(node)
-        return Graph(self._done, self._graph.outputs, self._graph.output_structure)
+        return dataclasses.replace(self._graph, nodes=self._done)
 
     def _take_in(self, node):
         """Moves the affines on the inputs of `node` into its constants or to its readers."""
@@ -157,7 +160,7 @@ class _Folding:
             kind, options = inference.AddConstant, {"constant_shape": (channels,)}
         readers = [reader for _, reader in group]
         origin = readers[0].name if len(readers) == 1 and readers[0] is not None else node.name
-        inserted = Node(kind, [Edge(node)], node.shape, f"{origin}.{what}", constants, options)
+        inserted = Node(kind, [Edge(node)], node.shape, f"{origin}{SEPARATOR}{what}", constants, options)
         self._reads[node] = [read for read in self._reads[node] if read not in group] + [(inserted.inputs[0], inserted)]
         self._reads[inserted] = group
         for edge, _ in group:
@@ -187,7 +190,7 @@ def passes_shift(node: Node) -> bool:
 
 
 def is_padded(node: Node | None) -> bool:
-    """Whether `node` is a real convolution that reads zeros around its map, so that it takes in a scale but no shift."""
+    """Whether `node` is a real convolution that reads zeros around its map: it takes in a scale but no shift."""
     if node is None or node.kind not in (inference.Convolution, inference.DepthwiseConvolution):
         return False
     return not node.options.get("binary", False) and not takes_affine(node) and node.options.get("pad_values", 0) == 0

@@ -1,5 +1,8 @@
 """freeze: the inference model of a training model."""
 
+import collections
+import textwrap
+
 import keras
 import numpy as np
 
@@ -7,7 +10,7 @@ from keras_binaryvit import quantizers
 from keras_binaryvit.deploy import inference
 from keras_binaryvit.deploy.fold import fold
 from keras_binaryvit.deploy.graph import Graph, Input, Operation, Pick, Slot
-from keras_binaryvit.deploy.lower import functional_graph, lower, signs_and_scale
+from keras_binaryvit.deploy.lower import lower, signs_and_scale
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
 
@@ -36,11 +39,6 @@ def freeze(model: keras.Model) -> keras.Model:
     """
     if not model.built:
         raise ValueError(f"The model {model.name!r} has no weights yet; build it or call it on a batch first.")
-    if functional_graph(model) is None:
-        raise ValueError(
-            f"Only functional and Sequential models can be frozen; {model.name!r} is a {type(model).__name__} "
-            "without a graph of layers."
-        )
     return _emit(fold(lower(model)), model.name)
 
 
@@ -48,9 +46,11 @@ def _emit(graph: Graph, name: str) -> keras.Model:
     """Returns the Keras model of a graph without affines on its edges."""
     tensors: dict = {}
     copies: dict = {}
-    names: dict = {}
+    names: collections.Counter = collections.Counter()
     for node in graph.nodes:
         read = [tensors[edge.node] for edge in node.inputs]
+        names[node.name] += 1
+        unique = node.name if names[node.name] == 1 else f"{node.name}_{names[node.name]}"
         if node.kind is Input:
             tensors[node] = keras.Input(**node.options)
         elif node.kind is Pick:
@@ -58,21 +58,20 @@ def _emit(graph: Graph, name: str) -> keras.Model:
         elif node.kind is Operation:
             operation = node.options["operation"]
             if id(operation) not in copies:
-                copies[id(operation)] = _copy(operation, node.name)
+                copies[id(operation)] = _copy(operation, unique)
             args, kwargs = keras.tree.map_structure(
                 lambda x, read=read: read[x.index] if isinstance(x, Slot) else x, node.options["call"]
             )
             tensors[node] = copies[id(operation)](*args, **kwargs)
             _copy_weights(operation, copies[id(operation)])
         else:
-            names[node.name] = names.get(node.name, 0) + 1
-            unique = node.name if names[node.name] == 1 else f"{node.name}_{names[node.name]}"
             layer = node.kind(**node.options, name=unique)
             tensors[node] = layer(read[0] if len(read) == 1 else read)
             _set_constants(layer, node.constants)
-    inputs = [tensors[node] for node in graph.nodes if node.kind is Input]
+    flat = [tensors[node] for node in graph.nodes if node.kind is Input]
+    inputs = keras.tree.map_structure(lambda index: flat[index], graph.input_structure)
     outputs = keras.tree.map_structure(lambda index: tensors[graph.outputs[index].node], graph.output_structure)
-    frozen = keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs, name=name)
+    frozen = keras.Model(inputs, outputs, name=name)
     frozen.trainable = False
     return frozen
 
@@ -89,11 +88,9 @@ def _set_constants(layer, constants):
 
 
 def _copy(operation, name):
-    if not isinstance(operation, keras.layers.Layer):
-        return operation  # of keras.ops: it has no weights
     if isinstance(operation, keras.layers.Lambda):
         raise ValueError(
-            f"The layer {operation.path!r} can't be frozen: a Lambda holds Python code, which a saved model can't. "
+            f"The layer {name!r} can't be frozen: a Lambda holds Python code, which a saved model can't. "
             "Make it a layer of your own, registered with keras.saving.register_keras_serializable."
         )
     try:
@@ -102,16 +99,18 @@ def _copy(operation, name):
             config["kernel_quantizer"] = quantizers.serialize(quantizers.FrozenSign())
         if "dtype" in config:
             config["dtype"] = "float32"
-        return type(operation).from_config({**config, "name": name})
-    except (NotImplementedError, TypeError) as error:
+        if "name" in config:  # few operations of keras.ops have none
+            config["name"] = name
+        return type(operation).from_config(config)
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The layer {operation.path!r} can't be frozen: {type(operation).__name__} can't be made again from its "
-            f"get_config(): {error}"
+            f"The layer {name!r} can't be frozen: {type(operation).__name__} can't be made again from its "
+            f"get_config(): {textwrap.shorten(str(error), 300)}"
         ) from error
 
 
 def _copy_weights(source, target):
-    if source is target or not source.variables:
+    if not isinstance(source, keras.layers.Layer) or not source.variables:
         return
     frozen = {id(layer.kernel): layer for layer in _quantized(target) if layer.is_frozen}
     for layer in _quantized(target):
@@ -131,6 +130,9 @@ def _copy_weights(source, target):
             frozen[id(copied)].scale.assign(scale)
         else:
             copied.assign(variable)
+    for layer in target._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with what it makes of its variables
 
 
 def _quantized(layer):

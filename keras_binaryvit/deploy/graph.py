@@ -8,6 +8,9 @@ import dataclasses
 
 import numpy as np
 
+# Joins the names of nested layers. Keras allows no slash, PyTorch no dot, and underscores are in most names.
+SEPARATOR = "-"
+
 
 @dataclasses.dataclass(eq=False)
 class Node:
@@ -82,9 +85,11 @@ class Graph:
     Attributes:
         nodes: In an order in which they can be computed.
         outputs: What the model returns, flat.
-        output_structure: The same in the model's own structure, with any leaves.
+        input_structure: The model's own structure of inputs, holding their numbers.
+        output_structure: The same of `outputs`.
     """
 
     nodes: list[Node]
     outputs: list[Edge]
+    input_structure: object
     output_structure: object

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from keras_binaryvit.deploy import tflite
+from keras_binaryvit.deploy.graph import SEPARATOR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,9 +288,9 @@ def _scope(name: str) -> list[str]:
     scopes = []
     for *scope, operation in (part.split("/") for part in name.split(";")):
         if scope:
-            # `deploy.freeze` joins the names of nested layers with dots. Where such a name was cut short, it stands in
-            # the operation's place; the dot at its end tells it from a scope.
-            cut = operation[: operation.rfind(".") + 1]
+            # `deploy.freeze` joins the names of nested layers with dashes. Where such a name was cut short, it stands
+            # in the operation's place; the dash at its end tells it from a scope.
+            cut = operation[: operation.rfind(SEPARATOR) + 1]
             scopes.append([*scope[_is_generated(scope[0]) :], *filter(None, [cut])])
     common = list(os.path.commonprefix(scopes))
     # Constants folded across layers have but the model's name in common; the first name is that of the result.
@@ -310,15 +311,15 @@ def _root(scopes: Sequence[list[str]]) -> tuple[str, str]:
     ending = re.search(r"_\d+$", root)
     suffix = ending.group() if ending else ""
     layers = {scope[1] for scope in scopes if scope[:1] == [root] and len(scope) > 1}
-    return root, suffix if all(layer.endswith((suffix, ".")) for layer in layers) else ""
+    return root, suffix if all(layer.endswith((suffix, SEPARATOR)) for layer in layers) else ""
 
 
 def _layer_path(scope: list[str], root: str, suffix: str) -> str:
     if scope[:1] == [root]:
         # A scope without the ending isn't a layer, but an operation inside one.
-        layers = list(itertools.takewhile(lambda part: part.endswith((suffix, ".")), scope[1:]))
+        layers = list(itertools.takewhile(lambda part: part.endswith((suffix, SEPARATOR)), scope[1:]))
         scope = [part.removesuffix(suffix) for part in layers or [root]]
-    return "/".join(scope).replace(".", "/").strip("/")
+    return "/".join(scope).replace(SEPARATOR, "/").strip("/")
 
 
 def _own_name(operator: tflite.Operator) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import inference
-from keras_binaryvit.deploy.graph import Edge, Graph, Input, Node, Operation, Pick, Slot
+from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
 
 _SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
 _IDENTITIES = (
@@ -30,17 +30,21 @@ def lower(model: keras.Model) -> Graph:
     stays as it is.
 
     Raises:
-        ValueError: A layer can't be frozen; the message names it.
+        ValueError: `model` has no graph of layers, or a layer can't be frozen; the message names it.
     """
     lowering = _Lowering()
+    graph = functional_graph(model)
+    if graph is None:
+        raise ValueError(
+            f"Only functional and Sequential models can be frozen; {model.name!r} is a {type(model).__name__} "
+            "without a graph of layers."
+        )
     inputs = []
-    for tensor in model.inputs:
+    for tensor in graph.inputs:
         options = {"shape": tensor.shape[1:], "dtype": tensor.dtype, "name": tensor.name}
         inputs.append(Edge(lowering.add(Node(Input, [], tensor.shape[1:], tensor.name, options=options))))
-    outputs = lowering.run(functional_graph(model), inputs)
-    flat = [edge.affine() for edge in keras.tree.flatten(outputs)]
-    structure = keras.tree.pack_sequence_as(outputs, list(range(len(flat))))
-    return Graph(lowering.nodes, flat, structure)
+    outputs = [edge.affine() for edge in keras.tree.flatten(lowering.run(graph, inputs))]
+    return Graph(lowering.nodes, outputs, _numbered(graph.input), _numbered(graph.output))
 
 
 class _Lowering:
@@ -56,7 +60,7 @@ class _Lowering:
         return node
 
     def node(self, kind, inputs, shape, constants=None, **options) -> Edge:
-        name = ".".join([*self._path, kind.__name__.lower()])
+        name = SEPARATOR.join([*self._path, kind.__name__.lower()])
         constants = {key: np.asarray(value, np.float64) for key, value in (constants or {}).items()}
         # An edge of its own for each reader: folding changes them one by one.
         edges = [edge.affine() for edge in inputs]
@@ -74,10 +78,10 @@ class _Lowering:
 
     def call(self, operation, *args, **kwargs):
         """Returns the edges of `operation(*args, **kwargs)`, with edges for tensors."""
+        edges = _edges((args, kwargs))
         if isinstance(operation, _IDENTITIES):
-            return args[0]
+            return edges[0]
         with self.inside(operation.name):
-            edges = _edges((args, kwargs))
             if isinstance(operation, keras.Model) and (graph := functional_graph(operation)):
                 return self.run(graph, edges)
             rule = _RULES.get(type(operation))
@@ -98,7 +102,7 @@ class _Lowering:
         flat = keras.tree.flatten(outputs)
         call = replaced(lambda edge: Slot(next(slots)))
         whole = self.node(Operation, edges, flat[0].shape[1:], operation=operation, call=call)
-        whole.node.name = ".".join(self._path)
+        whole.node.name = SEPARATOR.join(self._path)
         if isinstance(outputs, keras.KerasTensor):
             return whole
         picks = [self.node(Pick, [whole], spec.shape[1:], index=index) for index, spec in enumerate(flat)]
@@ -151,12 +155,12 @@ class _Lowering:
 def functional_graph(model: keras.Model) -> keras.Model | None:
     """Returns the layers of a functional or Sequential model as a functional model, `None` for any other."""
     try:
-        graph = keras.Model(model.inputs, model.outputs, name=model.name)
+        if isinstance(model, keras.Sequential):
+            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        graph = keras.Model(model.input, model.output, name=model.name)
     except (AttributeError, ValueError):
         return None
-    if isinstance(model, keras.Sequential) or type(model).call is type(graph).call:
-        return graph
-    return None
+    return graph if type(model).call is type(graph).call else None
 
 
 def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.ndarray, np.ndarray]:
@@ -165,14 +169,19 @@ def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.n
     Raises:
         ValueError: Its quantised values aren't +-one magnitude for each unit.
     """
-    values, scale = (None if x is None else _array(x) for x in layer.quantized_kernel())
+    kernel, factor = layer.quantized_kernel()
+    values, scale = _array(kernel), 1.0 if factor is None else _array(factor)
     magnitudes = np.abs(values).reshape(-1, values.shape[-1])
     if not np.all(magnitudes == magnitudes[0]) or not np.all(magnitudes[0] > 0):
         raise ValueError(
             f"The layer {layer.path!r} can't be frozen: its kernel quantiser {layer.kernel_quantizer!r} gives other "
             "values than +-one magnitude for each unit."
         )
-    return np.where(values >= 0, 1.0, -1.0), magnitudes[0] * (1.0 if scale is None else scale)
+    return np.where(values >= 0, 1.0, -1.0), magnitudes[0] * scale
+
+
+def _numbered(structure):
+    return keras.tree.pack_sequence_as(structure, list(range(len(keras.tree.flatten(structure)))))
 
 
 def _edges(structure):
@@ -217,7 +226,7 @@ def _rprelu(lowering, layer, x):
 
 def _keras_prelu(lowering, layer, x):
     slope = _array(layer.alpha)
-    if slope.size != x.shape[-1]:  # a slope for each position
+    if slope.size != slope.shape[-1]:  # not one for each channel, but for positions
         return lowering.operation(layer, x)
     return _prelu(lowering, x, slope.reshape(-1))
 
@@ -297,8 +306,7 @@ def _shortcut(lowering, x, units):
 
 
 def _projection(lowering, layer, x):
-    with lowering.inside("dense"):
-        y = _quant_dense(lowering, layer.dense, _shift(lowering, layer.shift, x))
+    y = _quant_dense(lowering, layer.dense, _shift(lowering, layer.shift, x))
     y = _batch_norm(lowering, layer.norm, y)
     total = lowering.node(inference.Add, [y, _shortcut(lowering, x, layer.units)], y.shape)
     return _rprelu(lowering, layer.activation, total)

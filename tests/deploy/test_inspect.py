@@ -156,7 +156,7 @@ def test_names_cannot_reach_the_terminal():
         # names cut short, as LCE's converter does
         (["m_1/block_0_1/attention_1/key_1/no", "m_1/block_0_1/att"], ["block_0/attention/key", "block_0"]),
         # frozen models: nested layers' names joined by dots, and one of them cut short
-        (["m_1/block_0.attention.query_1/Conv2D", "m_1/block_0.attention.que", "m_1/head_1/add"],
+        (["m_1/block_0-attention-query_1/Conv2D", "m_1/block_0-attention-que", "m_1/head_1/add"],
          ["block_0/attention/query", "block_0/attention", "head"]),
         # other exporters
         (["StatefulPartitionedCall/model/conv/Relu", "model/conv2/Relu;StatefulPartitionedCall/x"], ["conv", "conv2"]),
