@@ -6,6 +6,8 @@ python converters/to_lce.py model.keras model.tflite --verify cifar10 --data-dir
 import argparse
 import os
 import sys
+import time
+from pathlib import Path
 
 # A .keras file is the same for all backends, and conversion needs TensorFlow.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -24,7 +26,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
     parser.add_argument("--images", type=int, default=32, help="how many images to verify with")
     parser.add_argument("--no-verify", action="store_true", help="write the file unchecked")
+    parser.add_argument("--report", metavar="HTML", help="write a page about the file: sizes, agreement, speed, layers")
     return parser.parse_args()
+
+
+class Steps:
+    """Prints what is being done, and at its end how long it took."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+
+    def begin(self, what: str) -> None:
+        """Prints `what` and leaves the line open."""
+        print(f"{what} ... ", end="", flush=True)
+        self._start = time.perf_counter()
+
+    def end(self, result: str = "done") -> None:
+        """Ends the line with `result` and the seconds since it began."""
+        print(f"{result} ({time.perf_counter() - self._start:.1f} s)", flush=True)
 
 
 def main() -> None:
@@ -32,19 +51,26 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.images < 1:
         raise ValueError(f"--images must be positive. Received: {arguments.images}")
+    steps = Steps()
+    steps.begin("Starting TensorFlow")
     import keras
     import numpy as np
 
     import keras_binaryvit as kb
     from keras_binaryvit.deploy.files import check_output
 
-    check_output(arguments.output)
+    steps.end()
+    for path in filter(None, (arguments.output, arguments.report)):
+        check_output(path)
+    steps.begin(f"Reading {arguments.model}")
     model = kb.deploy.load_model(arguments.model)
-    print(f"Converting {model.name} ({model.count_params():,} parameters) ...", flush=True)
+    steps.end(f"{model.name}, {model.count_params():,} parameters")
+    steps.begin("Freezing and converting")
     flatbuffer = kb.deploy.convert(model, ops=arguments.ops)
     ops = kb.deploy.count_ops(flatbuffer)
-    print(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {ops['LceBconv2d']} LceBconv2d")
+    steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {ops['LceBconv2d']} LceBconv2d")
 
+    images = labels = result = None
     if not arguments.no_verify:
         if arguments.verify:
             split = f"test[:{arguments.images}]"
@@ -55,18 +81,28 @@ def main() -> None:
         else:
             keras.utils.set_random_seed(0)
             images = np.random.standard_normal((arguments.images, *model.input_shape[1:])).astype("float32")
-            labels = None
+        steps.begin(f"Verifying on {len(images)} {arguments.verify or 'random'} images")
         result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty())
-        print(
-            f"Verified on {result.num_images} {arguments.verify or 'random'} images: "
-            f"agreement {result.agreement:.2%}, largest difference {result.largest_difference:.1e}"
-        )
+        steps.end(f"agreement {result.agreement:.2%}, largest difference {result.largest_difference:.1e}")
+        if labels is not None:
+            print(f"Accuracy: {result.model_accuracy:.2%} of the model, {result.flatbuffer_accuracy:.2%} of the file")
+        if result.first_difference:
+            print(f"Where the first disagreement begins: {result.first_difference}")
     kb.deploy.write_file(arguments.output, flatbuffer)
     print(f"Wrote {arguments.output}")
+    if arguments.report:
+        steps.begin("Measuring for the report")
+        logits = (result.model_logits, result.flatbuffer_logits) if result else (None, None)
+        title = Path(arguments.output).name
+        page = kb.deploy.report(model, flatbuffer, images, *logits, result, title=title)
+        kb.deploy.write_file(arguments.report, page.encode())
+        steps.end(f"wrote {arguments.report}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         sys.exit(f"to_lce.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("to_lce.py: interrupted; nothing was written.")

@@ -97,8 +97,8 @@ def verify(
     )
     if result.agreement < min_agreement or result.mean_difference > max_mean_difference:
         raise VerificationError(
-            f"The flatbuffer and the model agree on {result.agreement:.2%} of {len(images)} images ({min_agreement:.2%} "
-            f"asked for), with a mean difference of logits of {result.mean_difference:.1e} (at most "
+            f"The flatbuffer and the model agree on {result.agreement:.2%} of {len(images)} images (at least "
+            f"{min_agreement:.2%} asked for), with a mean difference of logits of {result.mean_difference:.1e} (at most "
             f"{max_mean_difference:.1e}). {result}"
         )
     return result
