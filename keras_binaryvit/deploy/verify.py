@@ -97,9 +97,9 @@ def verify(
     )
     if result.agreement < min_agreement or result.mean_difference > max_mean_difference:
         raise VerificationError(
-            f"The flatbuffer and the model agree on {result.agreement:.2%} of {len(images)} images (at least "
-            f"{min_agreement:.2%} asked for), with a mean difference of logits of {result.mean_difference:.1e} (at most "
-            f"{max_mean_difference:.1e}). {result}"
+            f"The flatbuffer and the model agree on {result.agreement:.2%} of {len(images)} images; "
+            f"{min_agreement:.2%} are asked for. Their logits differ by {result.mean_difference:.1e} of the largest in "
+            f"the mean; {max_mean_difference:.1e} are allowed. {result}"
         )
     return result
 
