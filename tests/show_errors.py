@@ -1,9 +1,12 @@
 """Tries wrong input and prints what each says: `python tests/show_errors.py`."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -59,6 +62,80 @@ def checkpoints(folder):
     say("from_torch.py without an architecture", lambda: command("converters/from_torch.py", *arguments))
 
 
+def conversions(folder):
+    """Tries models that can't be frozen or converted, a full disk and Ctrl-C."""
+    layers = keras.layers
+    image = keras.Input((8, 8, 3))
+    arguments = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
+
+    class Half(layers.Layer):
+        """Holds a layer that it never uses."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.projection = kb.layers.QuantDense(4, **arguments)
+
+        def build(self, input_shape):
+            pass
+
+        def call(self, inputs):
+            return inputs
+
+    class Fixed(Half):
+        """Makes its binary layer itself."""
+
+        def build(self, input_shape):
+            self.projection.build(input_shape)
+
+        def call(self, inputs):
+            return self.projection(inputs)
+
+    sized = keras.Input((None, None, 3))
+    dynamic = kb.layers.QuantConv2D(4, 3, **arguments)(sized)
+    say("layer that was never built", lambda: kb.deploy.freeze(keras.Model(image, Half()(image))))
+    say("layer that fixes its kernel quantiser", lambda: kb.deploy.freeze(keras.Model(image, Fixed()(image))))
+    say("layer with a lambda", lambda: kb.deploy.freeze(keras.Model(image, layers.Lambda(lambda x: 2 * x)(image))))
+    say("image of any size", lambda: kb.deploy.convert(keras.Model(sized, dynamic)))
+    say("model without weights", lambda: kb.deploy.freeze(keras.Sequential([layers.Dense(3)])))
+
+    import tf_keras
+
+    old = tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(4,))])
+    old.save(folder / "old.keras")
+    say("Keras 2 model", lambda: kb.deploy.freeze(old))
+    say("Keras 2 file", lambda: kb.deploy.load_model(folder / "old.keras"))
+
+    output = folder / "kept.tflite"
+    output.write_bytes(b"what was there")
+    say("full disk", lambda: on_a_full_disk(lambda: kb.deploy.write_file(output, bytes(5000))))
+    say("Ctrl-C half way", lambda: interrupted("converters/to_lce.py", folder / "model.keras", output))
+    kept = output.read_bytes() == b"what was there"
+    beside = list(folder.glob(".kept*"))
+    print(f"\nAfter the last two the old file is {'as it was' if kept else 'lost'}; beside it: {beside}")
+
+
+def on_a_full_disk(action):
+    """Runs `action` where no file can grow beyond 1,000 bytes, which looks the same to a process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        action()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def interrupted(*arguments):
+    """Runs a script of the project until it converts, interrupts it, and raises what it prints on stderr."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    printed = ""
+    while "converting" not in printed and process.poll() is None:
+        printed += process.stdout.read(1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    raise SystemError(process.communicate()[1].strip().splitlines()[-1])
+
+
 def main():
     model = kb.BinaryViT(**TINY)
     folder = Path(tempfile.mkdtemp())
@@ -93,12 +170,7 @@ def main():
     say("LCE not installed", lambda: command("-c", hide + f"kb.deploy.convert(kb.BinaryViT(**{TINY}))"))
     larq = "import keras_binaryvit as kb; kb.quantizers.get('larq.approx_sign')"
     say("Larq without the legacy flag", lambda: command("-c", larq, TF_USE_LEGACY_KERAS="0"))
-    say(
-        "conversion on another backend",
-        lambda: command(
-            "-c", f"import keras_binaryvit as kb; kb.deploy.convert(kb.BinaryViT(**{TINY}))", KERAS_BACKEND="jax"
-        ),
-    )
+    conversions(folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """load_model, save_model and write_file: input that is whole, and output that is whole or not there."""
 
 import contextlib
+import json
 import os
 import tempfile
 import zipfile
@@ -41,8 +42,10 @@ def _replacing(path: str | os.PathLike) -> Iterator[str]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}; nothing was changed", str(path)) from error
         raise
 
 
@@ -74,7 +77,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It isn't a whole `.keras` file.
+        ValueError: It isn't a whole `.keras` file, or one of Keras 2.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,5 +86,13 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         raise ValueError(
             f"{str(path)!r} is no whole .keras file ({path.stat().st_size} bytes, no zip archive); "
             "it was cut short or is of another format. Save it again with model.save('x.keras')."
+        )
+    with zipfile.ZipFile(path) as archive:
+        metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+    version = str(metadata.get("keras_version", "3"))
+    if version.startswith("2."):
+        raise ValueError(
+            f"{str(path)!r} was saved by Keras {version}, whose layers Keras 3 doesn't have. Build the model again from "
+            "layers of Keras 3 and keras_binaryvit, and copy the weights with get_weights() and set_weights()."
         )
     return keras.saving.load_model(path, compile=False)

@@ -125,8 +125,10 @@ class _Folding:
         shift = np.asarray(max(groups, key=len)[0][0].shift)
         centered = any(is_padded(reader) and edge.has_scale() for edge, reader in self._reads[node])
         if np.any(shift != 0) and not centered and self._shift_tensor(node, shift):
-            for edge, _ in self._reads[node]:
+            for edge, reader in self._reads[node]:
                 edge.shift = edge.shift - edge.scale * shift
+                if reader is not None and reader.kind is inference.Affine:
+                    self._take_in(reader)  # inserted for this node: its turn doesn't come
         for group in self._shift_groups(node):
             if group[0][0].has_shift():
                 self._insert(node, group, "shift")

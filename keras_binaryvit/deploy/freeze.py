@@ -35,10 +35,23 @@ def freeze(model: keras.Model) -> keras.Model:
             `get_config()`.
 
     Raises:
-        ValueError: `model` has no graph of layers or isn't built, or a layer can't be frozen; the message names it.
+        TypeError: `model` is no Keras 3 model.
+        ValueError: It has no graph of layers or isn't built, or a layer can't be frozen; the message names it.
     """
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise TypeError(
+            f"This is no Keras 3 model but a {kind}. (Models of Keras 2 and Larq's own layers go to "
+            "larq_compute_engine.convert_keras_model.)"
+        )
     if not model.built:
         raise ValueError(f"The model {model.name!r} has no weights yet; build it or call it on a batch first.")
+    for layer in _quantized(model):
+        if not layer.built:
+            raise ValueError(
+                f"The layer {layer.name!r} of the model {model.name!r} can't be frozen: it has never been built. The "
+                "layer that holds it must build it in its build(), or leave it out."
+            )
     return _emit(fold(lower(model)), model.name)
 
 

@@ -80,7 +80,7 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in frozen.inputs]
 
     def serve(*inputs):
-        outputs = keras.tree.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
+        outputs = keras.tree.flatten(model(list(inputs), training=False))
         return {f"output_{index}": output for index, output in enumerate(outputs)}
 
     # Traced once: Keras' own export does so several times, which for a large model takes longer than the conversion.

@@ -128,7 +128,7 @@ def first_difference(model: keras.Model, flatbuffer: bytes, image: np.ndarray, t
     named = {(layer.name, tuple(layer.output.shape[1:])): layer for layer in frozen.layers if not _is_packed(layer)}
     layers = [layer for key, layer in named.items() if key in watched]
     indices = [watched[key] for key in named if key in watched]
-    expected = keras.Model(frozen.inputs, [layer.output for layer in layers])(image[None], training=False)
+    expected = keras.Model(frozen.inputs, [layer.output for layer in layers])([image[None]], training=False)
     actual = interpreter_of(_with_outputs(flatbuffer, indices)).predict(image[None])
     for layer, a, b in zip(layers, keras.tree.flatten(expected), actual, strict=True):
         a = keras.ops.convert_to_numpy(a).reshape(-1)
