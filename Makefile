@@ -34,6 +34,7 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
+	$(BIN)/python tests/bench_conversion.py
 	$(BIN)/python tests/bench_training.py
 
 clean:

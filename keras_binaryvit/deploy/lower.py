@@ -53,7 +53,6 @@ class _Lowering:
     def __init__(self):
         self.nodes = []
         self._path = []
-        self._clones = {}
 
     def add(self, node: Node) -> Node:
         self.nodes.append(node)
