@@ -125,24 +125,24 @@ def _copy(operation, name):
 def _copy_weights(source, target):
     if not isinstance(source, keras.layers.Layer) or not source.variables:
         return
-    frozen = {id(layer.kernel): layer for layer in _quantized(target) if layer.is_frozen}
     for layer in _quantized(target):
         if quantizers.is_one_bit(layer.kernel_quantizer) and not layer.is_frozen:
             raise ValueError(
                 f"The layer {layer.path!r} can't be frozen: the layer that holds it must take its kernel quantiser as "
                 "an argument `kernel_quantizer` and return it from get_config()."
             )
-    kernels = {id(layer.kernel): layer for layer in _quantized(source)}
-    scales = {id(layer.scale) for layer in _quantized(target) if layer.is_frozen}
-    scales -= {id(layer.scale) for layer in _quantized(source) if layer.is_frozen}
-    targets = [variable for variable in target.variables if id(variable) not in scales]
-    for variable, copied in zip(source.variables, targets, strict=True):
-        if id(copied) in frozen and not kernels[id(variable)].is_frozen:
-            values, scale = signs_and_scale(kernels[id(variable)])
-            frozen[id(copied)].kernel.assign(values.reshape(copied.shape))
-            frozen[id(copied)].scale.assign(scale)
-        else:
-            copied.assign(variable)
+    pairs = zip(_quantized(source), _quantized(target), strict=True)
+    pairs = [(trained, frozen) for trained, frozen in pairs if frozen.is_frozen and not trained.is_frozen]
+    made = {id(variable) for _, frozen in pairs for variable in (frozen.kernel, frozen.scale)}
+    replaced = {id(trained.kernel) for trained, _ in pairs}
+    variables = [variable for variable in source.variables if id(variable) not in replaced]
+    copies = [variable for variable in target.variables if id(variable) not in made]
+    for variable, copy in zip(variables, copies, strict=True):
+        copy.assign(variable)
+    for trained, frozen in pairs:
+        values, scale = signs_and_scale(trained)
+        frozen.kernel.assign(values.reshape(frozen.kernel.shape))
+        frozen.scale.assign(scale)
     for layer in target._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with what it makes of its variables

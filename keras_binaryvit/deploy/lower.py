@@ -225,7 +225,7 @@ def _rprelu(lowering, layer, x):
 
 def _keras_prelu(lowering, layer, x):
     slope = _array(layer.alpha)
-    if slope.size != slope.shape[-1]:  # not one for each channel, but for positions
+    if slope.shape[-1] != x.shape[-1] or slope.size != x.shape[-1]:  # not one for each channel
         return lowering.operation(layer, x)
     return _prelu(lowering, x, slope.reshape(-1))
 
