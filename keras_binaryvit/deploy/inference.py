@@ -26,6 +26,9 @@ class InferenceLayer(keras.layers.Layer):
         kwargs["trainable"] = False
         super().__init__(**kwargs)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def _constant(self, name, shape):
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
 
@@ -122,6 +125,18 @@ class Convolution(InferenceLayer):
         )
         return outputs * self.scale + self.bias if self.is_binary else outputs + self.bias
 
+    def compute_output_shape(self, input_shape):
+        batch, *sides, _ = input_shape
+        axes = zip(sides, *(self.options[name] for name in ("kernel_size", "strides", "dilation_rate")), strict=True)
+        return batch, *(self._output_side(*axis) for axis in axes), self.options["filters"]
+
+    def _output_side(self, side, kernel_size, stride, dilation):
+        if side is None:
+            return None
+        if self.options["padding"] == "valid":
+            side -= (kernel_size - 1) * dilation
+        return -(-side // stride)
+
     def _paddings(self, shape):
         sizes = (shape[1:3], self.options["kernel_size"], self.options["strides"], self.options["dilation_rate"])
         return ((0, 0), *(same_padding(*axis) for axis in zip(*sizes, strict=True)), (0, 0))
@@ -148,6 +163,9 @@ class Dense(InferenceLayer):
 
     def call(self, inputs):
         return ops.matmul(inputs, self.kernel) + self.bias
+
+    def compute_output_shape(self, input_shape):
+        return *input_shape[:-1], self.units
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
@@ -259,6 +277,10 @@ class AveragePooling(InferenceLayer):
     def call(self, inputs):
         return ops.average_pool(inputs, self.size, self.size, "valid", data_format="channels_last")
 
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return batch, height // self.size, width // self.size, channels
+
     def get_config(self):
         return {**super().get_config(), "size": self.size}
 
@@ -269,6 +291,9 @@ class GlobalAveragePooling(InferenceLayer):
 
     def call(self, inputs):
         return ops.mean(inputs, axis=(1, 2))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0], input_shape[-1]
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -288,6 +313,10 @@ class Upsampling(InferenceLayer):
         size = (height * self.size, width * self.size)
         return ops.image.resize(inputs, size, interpolation="nearest", data_format="channels_last")
 
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return batch, height * self.size, width * self.size, channels
+
     def get_config(self):
         return {**super().get_config(), "size": self.size}
 
@@ -306,6 +335,9 @@ class Tile(InferenceLayer):
 
     def call(self, inputs):
         return ops.tile(inputs, (1,) * (len(inputs.shape) - 1) + (self.copies,))
+
+    def compute_output_shape(self, input_shape):
+        return *input_shape[:-1], input_shape[-1] * self.copies
 
     def get_config(self):
         return {**super().get_config(), "copies": self.copies}
@@ -333,6 +365,9 @@ class GroupMean(InferenceLayer):
         kernel = np.kron(np.eye(width), np.full((self.size, 1), 1 / self.size))
         kernel = np.tile(kernel, (1, means // width)).astype("float32")[None, None]
         return ops.conv(inputs, ops.convert_to_tensor(kernel), padding="valid", data_format="channels_last")
+
+    def compute_output_shape(self, input_shape):
+        return *input_shape[:-1], input_shape[-1] // self.size
 
     def get_config(self):
         return {**super().get_config(), "size": self.size}

@@ -321,6 +321,7 @@ class Network:
         even = height % 2 == width % 2 == 0
         big = min(height, width) >= 3
         size = self.one_of(1, 3, 3) if big else 1
+        widths = (channels, 2 * channels if channels < 32 else channels, channels // 2 if channels > 4 else channels)
         maps = {
             "kernel_size": (size, size),
             "padding": self.one_of("same", "valid"),
@@ -341,7 +342,7 @@ class Network:
             "prelu": lambda: layers.PReLU(shared_axes=self.one_of([1, 2], [3], None)),
             "relu": layers.ReLU,
             "dropout": lambda: layers.Dropout(0.5),
-            "projection": lambda: our.BinaryProjection(self.one_of(channels, 2 * channels, channels // 2)),
+            "projection": lambda: our.BinaryProjection(self.one_of(*widths)),
             "feed forward": lambda: our.BinaryFeedForward(2),
             "branches": our.MultiBranchAveragePooling,
             "attention": lambda: our.BinarySelfAttention(self.one_of(1, 2), 2 if even else 1),
@@ -354,7 +355,7 @@ class Network:
             ),
             "layer norm": layers.LayerNormalization,
             "add constant": lambda: lambda x: x + 0.5,
-            "times constant": lambda: lambda x: x * np.linspace(-1, 2, channels, dtype="float32"),
+            "times constant": lambda: lambda x: x * np.linspace(-1, 2, x.shape[-1], dtype="float32"),
             "split": lambda: lambda x: ops.concatenate(ops.split(x, 2, axis=-1)[::-1], axis=-1),
             "pad": lambda: layers.ZeroPadding2D(1),
             "nested": lambda: self.nested(x),
@@ -371,7 +372,8 @@ class Network:
         inner = self.layer(inputs)
         if self.one_of(True, False):
             return keras.Sequential([inputs, inner]) if isinstance(inner, layers.Layer) else inner
-        return keras.Model(inputs, self.layer(inner(inputs))(inputs))
+        y = inner(inputs)
+        return keras.Model(inputs, self.layer(y)(y))
 
     def model(self, depth):
         inputs = [keras.Input((6, 6, 8)) for _ in range(self.one_of(1, 1, 2))]
