@@ -39,7 +39,9 @@ def convert(package, preset, output):
     """Converts in a process of its own, with the library of the folder `package`; returns the time it took."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(package)}
     command = [sys.executable, "-c", CONVERT, preset, str(output)]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    # The working directory stands before everything else on the path.
+    run = subprocess.run(command, env=environment, cwd=package, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
 
 
 def latencies(flatbuffers, rounds):

@@ -1,0 +1,125 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from deploy_checks import randomize
+
+import keras_binaryvit as kb
+from keras_binaryvit.deploy.verify import first_difference
+
+pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("LCE's interpreter is compared with the TensorFlow backend", allow_module_level=True)
+
+ARGUMENTS = {
+    "image_shape": (16, 16, 3),
+    "num_classes": 5,
+    "patch_size": 2,
+    "embed_dims": (16, 32),
+    "depths": (1, 1),
+    "num_heads": (1, 2),
+    "reductions": (2, 1),
+    "expansions": (2, 2),
+}
+IMAGES = np.random.default_rng(3).normal(size=(100, 16, 16, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomize(kb.BinaryViT(**ARGUMENTS))
+
+
+@pytest.fixture(scope="module")
+def flatbuffer(model):
+    return kb.deploy.convert(model)
+
+
+def changed(model, change):
+    """Returns a copy of `model` of which one part is changed."""
+    copy = kb.BinaryViT(**ARGUMENTS)
+    copy.set_weights(model.get_weights())
+    change(copy)
+    return copy
+
+
+def scale_gamma(layer):
+    layer.gamma.assign(layer.gamma * 1.5)
+
+
+@pytest.mark.parametrize(
+    "part, expected",
+    [
+        (lambda m: m.get_layer("patch_embedding").norm, "patch_embedding-convolution-convolution"),
+        (lambda m: m.get_layer("block_0").attention.key.norm, "block_0-attention-key-convolution"),
+        (lambda m: m.get_layer("block_1").feed_forward.reduce.norm, "block_1-feed_forward-reduce-convolution"),
+        (lambda m: m.get_layer("norm"), "head-dense"),
+    ],
+)
+def test_the_first_layer_that_differs_is_named(model, flatbuffer, part, expected):
+    other = changed(model, lambda m: scale_gamma(part(m)))
+    assert first_difference(other, flatbuffer, IMAGES[0]).startswith(f"{expected}: ")
+
+
+def test_no_layer_differs(model, flatbuffer):
+    assert first_difference(model, flatbuffer, IMAGES[0]) is None
+    result = kb.deploy.verify(model, flatbuffer, IMAGES)
+    assert result.agreement == 1 and result.first_difference is None
+    np.testing.assert_allclose(result.flatbuffer_logits, kb.deploy.predict(flatbuffer, IMAGES))
+    np.testing.assert_allclose(result.model_logits, model.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-5)
+
+
+def test_classes_that_differ_are_an_error_that_names_the_layer(model, flatbuffer):
+    other = changed(model, lambda m: scale_gamma(m.get_layer("block_0").attention.key.norm))
+    with pytest.raises(kb.deploy.VerificationError, match="agree on .*first_difference='block_0-attention-key"):
+        kb.deploy.verify(other, flatbuffer, IMAGES, min_agreement=1.0)
+
+
+def test_logits_that_differ_are_an_error_though_the_classes_agree(model, flatbuffer):
+    def double(m):
+        m.get_layer("head").kernel.assign(m.get_layer("head").kernel * 2)
+        m.get_layer("head").bias.assign(m.get_layer("head").bias * 2)
+
+    with pytest.raises(kb.deploy.VerificationError, match="agree on 100.00%.*differ by"):
+        kb.deploy.verify(changed(model, double), flatbuffer, IMAGES)
+
+
+def test_another_number_of_classes(flatbuffer):
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 7\), the flatbuffer \(2, 5\)"):
+        kb.deploy.verify(kb.BinaryViT(**{**ARGUMENTS, "num_classes": 7}), flatbuffer, IMAGES[:2])
+
+
+def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path):
+    """Also of a model with a layer of the user's own, from a module beside the script."""
+    pytest.importorskip("jax", reason="JAX isn't installed")
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "my_layers.py").write_text(
+        textwrap.dedent("""
+        import keras
+
+        @keras.saving.register_keras_serializable("mine")
+        class Twice(keras.layers.Layer):
+            def call(self, inputs):
+                return 2 * inputs
+        """)
+    )
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+        import sys, keras, keras_binaryvit as kb, my_layers
+        assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
+        model = keras.saving.load_model("model.keras")
+        twice = keras.Model(model.inputs, my_layers.Twice()(model.outputs[0]))
+        open("plain.tflite", "wb").write(kb.deploy.convert(model))
+        open("twice.tflite", "wb").write(kb.deploy.convert(twice))
+        """)
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True)
+    plain, twice = ((tmp_path / name).read_bytes() for name in ("plain.tflite", "twice.tflite"))
+    assert kb.deploy.count_ops(plain) == kb.deploy.count_ops(flatbuffer)
+    expected = kb.deploy.predict(flatbuffer, IMAGES[:4])
+    np.testing.assert_allclose(kb.deploy.predict(plain, IMAGES[:4]), expected, rtol=1e-5)
+    np.testing.assert_allclose(kb.deploy.predict(twice, IMAGES[:4]), 2 * expected, rtol=1e-5)
