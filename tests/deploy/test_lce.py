@@ -59,7 +59,9 @@ def test_equals_the_authors_recordings(name):
     model = recording.model()
     ops = assert_converts(model, recording.images)
     assert ops["LceBconv2d"] == {"pyramid_mini": 5 * 6 + 3 + 3, "flat_row1_cls": 12, "deit_fp": 0}[name]
-    assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB", "TRANSPOSE_CONV"}
+    # Fewer are welcome, and then these are to be lowered. BinaryViT-Small has the blocks of the first, several times.
+    assert ops.total() <= {"pyramid_mini": 335, "flat_row1_cls": 124, "deit_fp": 160}[name]
+    assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB"}
 
 
 def test_verify_says_so(model, flatbuffer, x):
@@ -141,15 +143,12 @@ def test_operators_of_the_pyramid(flatbuffer):
     assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB", "PACK", "UNPACK"}
 
 
-def test_small_has_the_operators_and_the_size_that_are_promised():
-    """On small images: their side changes the position embeddings, 1.4 MB less here, and nothing else of the size."""
-    model = kb.BinaryViT.from_preset("binaryvit_small", image_shape=(32, 32, 3))
+def test_large_kernels_are_bits():
+    """The converter leaves signs of a large kernel uncomputed, unless it is a constant."""
+    model = functional((1, 1, 512), kb.layers.BinaryFeedForward(4))
     flatbuffer = kb.deploy.convert(model)
-    ops = kb.deploy.count_ops(flatbuffer)
-    assert ops["LceBconv2d"] == 124
-    assert ops.total() <= 1080
-    assert not ops["LceDequantize"]
-    assert len(flatbuffer) <= 5.6e6
+    kernels = 2 * 512 * 2048
+    assert kernels / 8 < len(flatbuffer) < kernels / 8 + 150_000
 
 
 def test_a_layer_that_stays_float_is_an_error():
