@@ -27,6 +27,7 @@ lint: $(VENV)/.test
 test: lint
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(addprefix tests/deploy/test_,fold.py freeze.py inference.py lower.py)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
