@@ -20,10 +20,10 @@ FIRST = "238ba72"
 
 CONVERT = """
 import sys, time, keras, numpy as np, keras_binaryvit as kb
-preset, output = sys.argv[1:]
+preset, output, untrained = sys.argv[1:]
 model = kb.BinaryViT.from_preset(preset)
 rng = np.random.default_rng(0)
-for variable in model.variables:  # as after training: no zero shifts, no equal slopes
+for variable in [] if untrained == "True" else model.variables:  # as after training: no zero shifts, no equal slopes
     if "moving_variance" in variable.path:
         variable.assign(rng.uniform(0.5, 2, variable.shape))
     elif "clip" not in variable.path and "kernel" not in variable.path and "seed" not in variable.path:
@@ -35,17 +35,17 @@ open(output, "wb").write(flatbuffer)
 """
 
 
-def convert(package, preset, output):
+def convert(package, preset, output, untrained):
     """Converts in a process of its own, with the library of the folder `package`; returns the time it took."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(package)}
-    command = [sys.executable, "-c", CONVERT, preset, str(output)]
+    command = [sys.executable, "-c", CONVERT, preset, str(output), str(untrained)]
     # The working directory stands before everything else on the path.
     run = subprocess.run(command, env=environment, cwd=package, check=True, capture_output=True, text=True)
     return run.stdout.strip()
 
 
 def latencies(flatbuffers, rounds):
-    """Returns the median milliseconds of each flatbuffer, run by turns."""
+    """Returns the median milliseconds of each flatbuffer, run by turns: CPU time, which other processes don't change."""
     from keras_binaryvit.deploy.lce import interpreter_of
 
     interpreters = [interpreter_of(flatbuffer) for flatbuffer in flatbuffers]
@@ -53,9 +53,9 @@ def latencies(flatbuffers, rounds):
     times = []
     for _ in range(rounds):
         for interpreter in interpreters:
-            start = time.perf_counter()
+            start = time.thread_time()
             interpreter.predict(image)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
     return np.median(np.reshape(times[2 * len(interpreters) :], (-1, len(interpreters))), axis=0) * 1000
 
 
@@ -64,11 +64,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     presets = ["binaryvit_small", "binaryvit_small_fp_merging", "binaryvit_tiny_32"]
     parser.add_argument("--presets", nargs="+", default=presets)
+    parser.add_argument("--untrained", action="store_true", help="leave zero shifts and equal slopes as they are")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     from keras_binaryvit.deploy import inspect
 
-    print("| preset | version | operators | bytes moved | file | conversion | LCE, median | ratio |")
+    print("| preset | version | operators | bytes moved | file | conversion | LCE, CPU time | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "first")
@@ -79,7 +80,10 @@ def main():
         subprocess.run(["tar", "x", "-C", first], input=archive.stdout, check=True)
         for preset in arguments.presets:
             files = [Path(folder, name) for name in ("first.tflite", "now.tflite")]
-            took = [convert(package, preset, file) for package, file in zip((first, ROOT), files, strict=True)]
+            took = [
+                convert(package, preset, file, arguments.untrained)
+                for package, file in zip((first, ROOT), files, strict=True)
+            ]
             flatbuffers = [file.read_bytes() for file in files]
             medians = latencies(flatbuffers, arguments.rounds)
             for version, flatbuffer, seconds, median in zip(("first", "now"), flatbuffers, took, medians, strict=True):
