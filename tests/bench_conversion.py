@@ -45,7 +45,7 @@ def convert(package, preset, output, untrained):
 
 
 def latencies(flatbuffers, rounds):
-    """Returns the median milliseconds of each flatbuffer, run by turns: CPU time, which other processes don't change."""
+    """Returns the median milliseconds of each flatbuffer, run by turns: CPU time, whatever else runs."""
     from keras_binaryvit.deploy.lce import interpreter_of
 
     interpreters = [interpreter_of(flatbuffer) for flatbuffer in flatbuffers]
