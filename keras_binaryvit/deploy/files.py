@@ -92,7 +92,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     version = str(metadata.get("keras_version", "3"))
     if version.startswith("2."):
         raise ValueError(
-            f"{str(path)!r} was saved by Keras {version}, whose layers Keras 3 doesn't have. Build the model again from "
-            "layers of Keras 3 and keras_binaryvit, and copy the weights with get_weights() and set_weights()."
+            f"{str(path)!r} was saved by Keras {version}, whose layers Keras 3 doesn't have. Build the model again "
+            "from layers of Keras 3 and keras_binaryvit, and copy the weights with get_weights() and set_weights()."
         )
     return keras.saving.load_model(path, compile=False)
