@@ -431,9 +431,7 @@ class Attention(InferenceLayer):
         if queries.shape[0] != 1:
             return self._batch(queries, keys, values, factor)
         # One image, as phones run it: a product of two matrices is one operation, and moving the heads' axis is none.
-        keys_factor, factor = (factor, None) if np.frexp(factor)[0] == 0.5 else (1.0, factor)  # on the keys if exact
-        products = self._head_by_head if self.num_heads <= 4 else self._all_heads
-        return products(queries, keys, values, keys_factor, factor)
+        return self._head_by_head(queries, keys, values, factor)
 
     def _batch(self, queries, keys, values, factor):
         heads, channels = self.num_heads, queries.shape[-1]
@@ -446,8 +444,10 @@ class Attention(InferenceLayer):
         outputs = ops.matmul(self._bits(scores * factor), split(values))
         return ops.reshape(ops.transpose(outputs, (0, 2, 1, 3)), (-1, *queries.shape[1:]))
 
-    def _head_by_head(self, queries, keys, values, keys_factor, factor):
+    def _head_by_head(self, queries, keys, values, factor):
         heads, channels = self.num_heads, queries.shape[-1]
+        # On the keys, of which there are fewest, if that is exact.
+        keys_factor, factor = (factor, None) if np.frexp(factor)[0] == 0.5 else (1.0, factor)
 
         def split(x, axis):
             return ops.split(x, heads, axis=axis) if heads > 1 else [x]
@@ -461,16 +461,6 @@ class Attention(InferenceLayer):
         bits = split(bits[0], 0) if heads > 2 else bits
         outputs = [_product(b, v) for b, v in zip(bits, values, strict=True)]
         return ops.concatenate(outputs, axis=-1) if heads > 1 else outputs[0]
-
-    def _all_heads(self, queries, keys, values, keys_factor, factor):
-        """With as many copies of keys and values as heads, zero outside of their head: few large products."""
-        heads, (_, height, width, channels) = self.num_heads, queries.shape
-        mask = np.kron(np.eye(heads), np.ones(channels // heads)).reshape(heads, 1, 1, channels).astype("float32")
-        keys = ops.reshape(keys * (mask * keys_factor), (-1, channels))
-        values = ops.transpose(ops.reshape(values * mask, (-1, channels)))
-        scores = ops.reshape(_product(queries, keys), (1, height * width, heads, -1))
-        bits = self._bits(scores if factor is None else scores * factor)
-        return _product(ops.reshape(bits, (1, height, width, -1)), values)
 
     def _bits(self, scores):
         """Returns 6 where the probability is above the threshold, else 0."""

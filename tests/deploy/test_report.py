@@ -23,6 +23,9 @@ VERIFICATION = kb.deploy.Verification(
     mean_difference=2e-7,
     model_accuracy=0.875,
     flatbuffer_accuracy=0.87,
+    first_difference=None,
+    model_logits=np.zeros((200, 3)),
+    flatbuffer_logits=np.zeros((200, 3)),
 )
 
 
