@@ -92,9 +92,7 @@ def main() -> None:
     print(f"Wrote {arguments.output}")
     if arguments.report:
         steps.begin("Measuring for the report")
-        logits = (result.model_logits, result.flatbuffer_logits) if result else (None, None)
-        title = Path(arguments.output).name
-        page = kb.deploy.report(model, flatbuffer, images, *logits, result, title=title)
+        page = kb.deploy.report(model, flatbuffer, images, result, title=Path(arguments.output).name)
         kb.deploy.write_file(arguments.report, page.encode())
         steps.end(f"wrote {arguments.report}")
 

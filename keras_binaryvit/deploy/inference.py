@@ -33,6 +33,17 @@ class InferenceLayer(keras.layers.Layer):
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
 
 
+class SizedLayer(InferenceLayer):
+    """A layer with one argument, `size`."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Sign(InferenceLayer):
     """+1 where x >= 0, else -1; written as the LCE converter recognises it."""
@@ -263,16 +274,12 @@ class Add(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class AveragePooling(InferenceLayer):
+class AveragePooling(SizedLayer):
     """The mean over squares that don't overlap.
 
     Args:
         size: Side of a square.
     """
-
-    def __init__(self, size, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
 
     def call(self, inputs):
         return ops.average_pool(inputs, self.size, self.size, "valid", data_format="channels_last")
@@ -280,9 +287,6 @@ class AveragePooling(InferenceLayer):
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
         return batch, height // self.size, width // self.size, channels
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -297,16 +301,12 @@ class GlobalAveragePooling(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Upsampling(InferenceLayer):
+class Upsampling(SizedLayer):
     """Repeats each position over a square.
 
     Args:
         size: Side of a square.
     """
-
-    def __init__(self, size, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
 
     def call(self, inputs):
         _, height, width, _ = inputs.shape
@@ -316,9 +316,6 @@ class Upsampling(InferenceLayer):
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
         return batch, height * self.size, width * self.size, channels
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -344,16 +341,12 @@ class Tile(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class GroupMean(InferenceLayer):
+class GroupMean(SizedLayer):
     """The mean of adjacent channels of a map, as a grouped convolution: it needs no reshape.
 
     Args:
         size: Channels in a group.
     """
-
-    def __init__(self, size, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
 
     def call(self, inputs):
         if len(inputs.shape) != 4:
@@ -368,9 +361,6 @@ class GroupMean(InferenceLayer):
 
     def compute_output_shape(self, input_shape):
         return *input_shape[:-1], input_shape[-1] // self.size
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)

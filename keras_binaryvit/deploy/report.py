@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
+from keras_binaryvit.deploy.lce import interpreter_of
 from keras_binaryvit.deploy.verify import Verification
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
@@ -24,8 +25,6 @@ def report(
     model: keras.Model,
     flatbuffer: bytes,
     images: np.ndarray | None = None,
-    expected: np.ndarray | None = None,
-    actual: np.ndarray | None = None,
     verification: Verification | None = None,
     title: str | None = None,
     runs: int = 30,
@@ -40,8 +39,6 @@ def report(
         flatbuffer: What `convert` made of it.
         images: `(batch, height, width, channels)`; some are run through `model` to see how many of its binary layers'
             inputs are +1, and the first is what the latency is measured with. `None` leaves the former out.
-        expected: `(batch, num_classes)`, the logits of `model`, for the plot.
-        actual: `(batch, num_classes)`, the logits of `flatbuffer` for the same images.
         verification: What `verify` found.
         title: Such as the file's name; the model's name if `None`.
         runs: How many times the latency is measured; fewer where they would take longer than 10 s.
@@ -67,7 +64,7 @@ def report(
         tiles=_tiles(model, inspection, verification, latencies),
         facts=_facts(model, inspection),
         size=_size(model, inspection),
-        agreement=_agreement(expected, actual, verification),
+        agreement=_agreement(verification),
         latency=_latency_table(latencies),
         operators=_operator_table(inspection),
         layers=_layer_table(inspection, shares),
@@ -116,8 +113,7 @@ def _latencies(flatbuffer: bytes, image: np.ndarray, threads: int, runs: int) ->
 
 
 def _lce(flatbuffer: bytes, threads: int) -> Callable:
-    lce = importlib.import_module("larq_compute_engine")
-    return lce.testing.Interpreter(flatbuffer, num_threads=threads, use_indirect_bgemm=True, use_xnnpack=True).predict
+    return interpreter_of(flatbuffer, threads).predict
 
 
 def _runtime(flatbuffer: bytes, threads: int) -> Callable:
@@ -189,23 +185,21 @@ def _size(model, inspection: Inspection) -> str:
     )
 
 
-def _agreement(expected, actual, verification: Verification | None) -> str:
-    parts = []
-    if verification is not None:
-        rows = [
-            ["Images", f"{verification.num_images:,}"],
-            ["Same top-1 class", f"{verification.agreement:.2%}"],
-            ["Largest difference of a logit, relative to the largest logit", f"{verification.largest_difference:.1e}"],
-            ["Mean difference, relative to the same", f"{verification.mean_difference:.1e}"],
-        ]
-        if verification.model_accuracy is not None:
-            rows.append(["Accuracy of the model", f"{verification.model_accuracy:.2%}"])
-        if verification.flatbuffer_accuracy is not None:
-            rows.append(["Accuracy of this file", f"{verification.flatbuffer_accuracy:.2%}"])
-        parts.append(_table(["", ""], rows, kind="facts"))
-    if expected is not None and actual is not None:
-        parts.append(_scatter(np.asarray(expected, float), np.asarray(actual, float)))
-    return "".join(parts) or "<p>This file was written without a check.</p>"
+def _agreement(verification: Verification | None) -> str:
+    if verification is None:
+        return "<p>This file was written without a check.</p>"
+    rows = [
+        ["Images", f"{verification.num_images:,}"],
+        ["Same top-1 class", f"{verification.agreement:.2%}"],
+        ["Largest difference of a logit, relative to the largest logit", f"{verification.largest_difference:.1e}"],
+        ["Mean difference, relative to the same", f"{verification.mean_difference:.1e}"],
+    ]
+    if verification.model_accuracy is not None:
+        rows.append(["Accuracy of the model", f"{verification.model_accuracy:.2%}"])
+    if verification.flatbuffer_accuracy is not None:
+        rows.append(["Accuracy of this file", f"{verification.flatbuffer_accuracy:.2%}"])
+    scatter = _scatter(np.asarray(verification.model_logits, float), np.asarray(verification.flatbuffer_logits, float))
+    return _table(["", ""], rows, kind="facts") + scatter
 
 
 def _latency_table(latencies) -> str:

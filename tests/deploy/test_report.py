@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import re
 import shutil
@@ -27,6 +28,11 @@ VERIFICATION = kb.deploy.Verification(
     model_logits=np.zeros((200, 3)),
     flatbuffer_logits=np.zeros((200, 3)),
 )
+
+
+def checked(expected, actual):
+    """What was verified, with these logits."""
+    return dataclasses.replace(VERIFICATION, model_logits=expected, flatbuffer_logits=actual)
 
 
 class Page(html.parser.HTMLParser):
@@ -114,7 +120,7 @@ IMAGES = np.random.default_rng(1).normal(size=(200, 1, 1, 8)).astype("float32")
 
 def test_tables(model, flatbuffer, interpreters):
     model.get_layer("stem").bias.assign(np.where(np.arange(32) < 24, 100.0, -100.0))
-    page = Page(report(model, flatbuffer, IMAGES, LOGITS, LOGITS, VERIFICATION, title="mine.tflite", runs=4))
+    page = Page(report(model, flatbuffer, IMAGES, checked(LOGITS, LOGITS), title="mine.tflite", runs=4))
     float_bytes = 4 * (8 * 32 + 32 + 96)
 
     assert ["Model", "mine, 384 parameters"] in page.tables["facts"]
@@ -194,7 +200,7 @@ def test_wrong_arguments(model, flatbuffer, interpreters):
     with pytest.raises(ValueError, match="runs=0"):
         report(model, flatbuffer, runs=0)
     with pytest.raises(ValueError, match=r"\(200, 3\).*\(200, 2\)"):
-        report(model, flatbuffer, expected=LOGITS, actual=LOGITS[:, :2])
+        report(model, flatbuffer, verification=checked(LOGITS, LOGITS[:, :2]))
     with pytest.raises(ValueError, match="no TFLite flatbuffer"):
         report(model, b"none")
 
@@ -209,7 +215,7 @@ def test_names_cannot_inject_html(model, interpreters):
 
 
 def test_the_page_refers_to_nothing_outside_it(model, flatbuffer, interpreters):
-    text = report(model, flatbuffer, IMAGES, LOGITS, LOGITS, VERIFICATION)
+    text = report(model, flatbuffer, IMAGES, checked(LOGITS, LOGITS))
     assert not re.search(r"https?:|//|url\(|@import", text)
     assert not any({"src", "href"} & set(attributes) for _, attributes in Page(text).elements)
 
@@ -228,7 +234,7 @@ def dots(page):
 def test_dots_lie_where_the_logits_are(model, flatbuffer, interpreters):
     expected = np.array([[-1.0, 0.0, 3.0], [1.0, 2.0, 0.0]])
     actual = np.array([[-1.0, 0.0, 3.0], [2.0, 1.0, 0.0]])  # the second image changes its class
-    same, differ = dots(report(model, flatbuffer, expected=expected, actual=actual))
+    same, differ = dots(report(model, flatbuffer, verification=checked(expected, actual)))
     slope = (same[-1] - same[0]) / 4  # from -1 to 3
     assert slope[0] == pytest.approx(-slope[1], abs=0.5) and slope[0] > 50
     np.testing.assert_allclose(same, same[0] + slope * [[0], [1], [4]], atol=0.5)
@@ -239,7 +245,7 @@ def test_dots_lie_where_the_logits_are(model, flatbuffer, interpreters):
 
 def test_the_plot_of_many_logits_stays_small(model, flatbuffer, interpreters):
     expected = np.random.default_rng(0).normal(size=(2000, 1000))
-    page = report(model, flatbuffer, expected=expected, actual=expected * (1 + 1e-4))
+    page = report(model, flatbuffer, verification=checked(expected, expected * (1 + 1e-4)))
     assert len(page) < 200_000
     assert "2,000,000 logits of 2,000 images" in page
 
@@ -247,7 +253,7 @@ def test_the_plot_of_many_logits_stays_small(model, flatbuffer, interpreters):
 @pytest.mark.parametrize("value", [0.0, 1e-30, -7.5, 1e30, np.nan])
 def test_plots_of_one_value(model, flatbuffer, interpreters, value):
     logits = np.full((1, 3), value)
-    page = report(model, flatbuffer, expected=logits, actual=logits)
+    page = report(model, flatbuffer, verification=checked(logits, logits))
     same, differ = dots(page)
     assert len(same) == np.isfinite(value) and not len(differ)
     assert "nan" not in page[page.index("<svg") : page.index("</svg>")]
@@ -292,10 +298,7 @@ def test_of_a_converted_model(tmp_path):
     model = keras.Model(inputs, keras.layers.Flatten()(x))
     flatbuffer = kb.deploy.convert(model)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
-    expected, actual = model.predict(images, verbose=0), kb.deploy.predict(flatbuffer, images)
-    page = Page(
-        report(model, flatbuffer, images, expected, actual, kb.deploy.verify(model, flatbuffer, images), runs=2)
-    )
+    page = Page(report(model, flatbuffer, images, kb.deploy.verify(model, flatbuffer, images), runs=2))
     assert [row[0] for row in page.tables["latency"]][:2] == ["interpreter", "Larq Compute Engine"]
     (binary,) = [row for row in page.tables["layers"] if row[0] == "binary"]
     assert binary[4] == _si(5 * 6 * 6 * 32)
@@ -325,7 +328,7 @@ def render(path, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium isn't installed")
 def test_renders_in_a_browser(model, flatbuffer, interpreters, tmp_path):
     path = tmp_path / "report.html"
-    text = report(model, flatbuffer, IMAGES, LOGITS, LOGITS[::-1], VERIFICATION, title="mine.tflite")
+    text = report(model, flatbuffer, IMAGES, checked(LOGITS, LOGITS[::-1]), title="mine.tflite")
     path.write_text(text, encoding="utf-8")
     dom, console, screenshot = render(path, tmp_path)
     assert console == []
