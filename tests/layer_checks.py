@@ -159,10 +159,16 @@ def np_shortcut(x, units):
     return np.stack([x[..., j * size : (j + 1) * size].mean(axis=-1) for j in range(units)], axis=-1)
 
 
+def np_identity(x):
+    return x
+
+
 def np_projection(layer, x):
     kernel = float64(layer.dense.kernel)
-    kernel = np.abs(kernel).mean(axis=0) * np_sign(kernel - kernel.mean(axis=0))
-    product = np_sign(x + float64(layer.shift.shift)) @ kernel
+    if layer.dense.kernel_quantizer is not None:
+        kernel = np.abs(kernel).mean(axis=0) * np_sign(kernel - kernel.mean(axis=0))
+    sign = np_identity if layer.dense.input_quantizer is None else np_sign
+    product = sign(x + float64(layer.shift.shift)) @ kernel
     return np_rprelu(layer.activation, np_norm(layer.norm, product) + np_shortcut(x, kernel.shape[1]))
 
 
@@ -192,11 +198,12 @@ def np_attention(layer, x):
         np_projection(layer.key, keys_from),
         np_projection(layer.value, keys_from),
     )
+    sign = np_identity if layer.input_quantizer is None else np_sign
     q, k, v = (
-        np_sign(tensor + float64(shift.shift)).reshape(batch, -1, channels)
+        sign(tensor + float64(shift.shift)).reshape(batch, -1, channels)
         for tensor, shift in ((query, layer.query_shift), (key, layer.key_shift), (value, layer.value_shift))
     )
-    clip = float64(layer.binarizer.clip)
+    clip = float64(layer.binarizer.clip) if layer.binary_probabilities else None
     attention = np.zeros((batch, heads, q.shape[1], k.shape[1]))
     attended = np.zeros((batch, q.shape[1], channels))
     for sample in range(batch):
@@ -204,7 +211,7 @@ def np_attention(layer, x):
             group = slice(head * depth, (head + 1) * depth)
             scores = np.exp(q[sample, :, group] @ k[sample, :, group].T / np.sqrt(depth))
             probabilities = scores / scores.sum(axis=1, keepdims=True)
-            attention[sample, head] = np.where(probabilities > clip / 2, clip, 0)
+            attention[sample, head] = probabilities if clip is None else np.where(probabilities > clip / 2, clip, 0)
             attended[sample, :, group] = attention[sample, head] @ v[sample, :, group]
     context = np_norm(layer.context_norm, attended.reshape(x.shape)) + query
     for row in range(height):

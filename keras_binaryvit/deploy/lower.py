@@ -322,6 +322,11 @@ def _feed_forward(lowering, layer, x):
 
 
 def _attention(lowering, layer, x):
+    if not layer.binary_probabilities:
+        raise ValueError(
+            f"The layer {layer.path!r} has real attention probabilities; only an attention with "
+            "binary_probabilities=True can be frozen."
+        )
     keys_from = x
     if layer.reduction > 1:
         keys_from = _inside(lowering, layer.reduced, _average_pool(lowering, x, layer.reduction))

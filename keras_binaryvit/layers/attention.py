@@ -28,8 +28,10 @@ class BinarySelfAttention(keras.layers.Layer):
         reduction: Side of the squares of positions that share a key and a value; must divide the map's sides.
         input_quantizer: Of the projections' inputs and of q, k and v: whatever `quantizers.get` takes.
         kernel_quantizer: Of the projections' kernels: whatever `quantizers.get` takes.
+        binary_probabilities: Whether the probabilities p become a; without, and without quantisers, this is a real
+            attention of the same shape, to compare with.
 
-    Shapes: `(batch, height, width, channels)`, and the same comes out; with `return_attention_scores=True` also the
+    Shapes: `(batch, height, width, channels)`, and the same comes out; with `return_attention_scores=True` also a, the
     binarised probabilities, `(batch, heads, height * width, height * width / reduction ** 2)`.
 
     Raises:
@@ -44,9 +46,11 @@ class BinarySelfAttention(keras.layers.Layer):
         reduction: int = 1,
         input_quantizer="approx_sign",
         kernel_quantizer="centered_scaled_sign",
+        binary_probabilities: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.binary_probabilities = binary_probabilities
         self.num_heads = positive_integer("num_heads", num_heads)
         self.reduction = positive_integer("reduction", reduction)
         self.input_quantizer = quantizers.get(input_quantizer)
@@ -78,11 +82,12 @@ class BinarySelfAttention(keras.layers.Layer):
         self.query_shift = Shift(dtype=self.dtype_policy, name="query_shift")
         self.key_shift = Shift(dtype=self.dtype_policy, name="key_shift")
         self.value_shift = Shift(dtype=self.dtype_policy, name="value_shift")
-        self.binarizer = quantizers.ElasticBinarizer(dtype="float32", name="binarizer")
+        if self.binary_probabilities:
+            self.binarizer = quantizers.ElasticBinarizer(dtype="float32", name="binarizer")
+            self.binarizer.build(())
         self.context_norm = BatchNorm(dtype=self.dtype_policy, name="context_norm")
         self.context_activation = RPReLU(dtype=self.dtype_policy, name="context_activation")
 
-        self.binarizer.build(())
         for layer in (
             *projections,
             self.query_shift,
@@ -109,7 +114,8 @@ class BinarySelfAttention(keras.layers.Layer):
         value = self.value(keys_from, training=training)
 
         probabilities = self.probabilities(query, key)
-        bits, clip = self.binarizer.decompose(probabilities)
+        # The clip multiplies after the sum, which is then one of integers.
+        bits, clip = self.binarizer.decompose(probabilities) if self.binary_probabilities else (probabilities, 1.0)
         summed = ops.transpose(ops.matmul(bits, self._heads(self.value_shift(value))), (0, 2, 1, 3))
         attended = ops.reshape(ops.cast(summed * clip, self.compute_dtype), (-1, height, width, channels))
 
@@ -161,4 +167,5 @@ class BinarySelfAttention(keras.layers.Layer):
             "reduction": self.reduction,
             "input_quantizer": quantizers.serialize(self.input_quantizer),
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+            "binary_probabilities": self.binary_probabilities,
         }

@@ -29,6 +29,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
         kernel_quantizer: Of all binary layers' kernels: whatever `quantizers.get` takes.
         branches: Whether the pooling branches are there.
         affine: Whether the two `Affine` are there; the branches have theirs either way.
+        binary_probabilities: Whether attention probabilities are binary.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out.
 
@@ -45,6 +46,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
         kernel_quantizer="centered_scaled_sign",
         branches: bool = True,
         affine: bool = True,
+        binary_probabilities: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -58,7 +60,9 @@ class BinaryTransformerBlock(keras.layers.Layer):
         self.has_affine = affine
         affine_layer = ResidualAffine if affine else keras.layers.Identity
         self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
-        self.attention = BinarySelfAttention(num_heads, reduction, **arguments, name="attention")
+        self.attention = BinarySelfAttention(
+            num_heads, reduction, binary_probabilities=binary_probabilities, **arguments, name="attention"
+        )
         self.attention_affine = affine_layer(dtype=self.dtype_policy, name="attention_affine")
         self.feed_forward_norm = BatchNorm(dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = BinaryFeedForward(expansion, **arguments, name="feed_forward")
@@ -105,4 +109,5 @@ class BinaryTransformerBlock(keras.layers.Layer):
             "kernel_quantizer": quantizers.serialize(self.attention.kernel_quantizer),
             "branches": self.has_branches,
             "affine": self.has_affine,
+            "binary_probabilities": self.attention.binary_probabilities,
         }

@@ -58,6 +58,8 @@ class BinaryViT(PresetModel):
         input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of all binary dense kernels: whatever `quantizers.get` takes.
         conv_kernel_quantizer: Of the binary patch mergings' kernels: whatever `quantizers.get` takes.
+        binary_probabilities: Whether attention probabilities are binary. With False, and None for all quantisers, the
+            network is the same in real numbers.
         **kwargs: `name`, and other arguments of `keras.Model`.
 
     Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
@@ -85,6 +87,7 @@ class BinaryViT(PresetModel):
         input_quantizer="approx_sign",
         kernel_quantizer="centered_scaled_sign",
         conv_kernel_quantizer="scaled_sign",
+        binary_probabilities: bool = True,
         **kwargs,
     ):
         stages = {
@@ -130,6 +133,7 @@ class BinaryViT(PresetModel):
                     drop_path_rate * block / last_block,
                     input_quantizer,
                     kernel_quantizer,
+                    binary_probabilities=binary_probabilities,
                     dtype=dtype,
                     name=f"block_{block}",
                 )(x)
@@ -148,6 +152,7 @@ class BinaryViT(PresetModel):
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
         self.conv_kernel_quantizer = conv_kernel_quantizer
+        self.binary_probabilities = binary_probabilities
         self._layers_dtype = dtype
 
     def get_config(self) -> dict:
@@ -164,5 +169,6 @@ class BinaryViT(PresetModel):
             "input_quantizer": quantizers.serialize(self.input_quantizer),
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "conv_kernel_quantizer": quantizers.serialize(self.conv_kernel_quantizer),
+            "binary_probabilities": self.binary_probabilities,
             "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
         }

@@ -40,6 +40,8 @@ class FlatBinaryViT(PresetModel):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of all binary dense kernels: whatever `quantizers.get` takes.
+        binary_probabilities: Whether attention probabilities are binary. With False, and None for both quantisers, the
+            network is the same in real numbers.
         **kwargs: `name`, and other arguments of `keras.Model`.
 
     Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
@@ -67,6 +69,7 @@ class FlatBinaryViT(PresetModel):
         drop_path_rate: float = 0.0,
         input_quantizer="approx_sign",
         kernel_quantizer="centered_scaled_sign",
+        binary_probabilities: bool = True,
         **kwargs,
     ):
         if class_token and branches:
@@ -93,6 +96,7 @@ class FlatBinaryViT(PresetModel):
                 kernel_quantizer=kernel_quantizer,
                 branches=branches,
                 affine=affine,
+                binary_probabilities=binary_probabilities,
                 dtype=dtype,
                 name=f"block_{block}",
             )(x)
@@ -118,6 +122,7 @@ class FlatBinaryViT(PresetModel):
         self.drop_path_rate = drop_path_rate
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
+        self.binary_probabilities = binary_probabilities
         self._layers_dtype = dtype
 
     def get_config(self) -> dict:
@@ -138,5 +143,6 @@ class FlatBinaryViT(PresetModel):
             "drop_path_rate": self.drop_path_rate,
             "input_quantizer": quantizers.serialize(self.input_quantizer),
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+            "binary_probabilities": self.binary_probabilities,
             "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
         }

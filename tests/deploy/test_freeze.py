@@ -311,6 +311,12 @@ def test_models_without_a_graph_of_layers():
         kb.deploy.freeze(ChangedFunctional(inputs, layers.Dense(2)(inputs), name="changed"))
 
 
+def test_real_attention_probabilities():
+    model = keras.Sequential([keras.Input((4, 4, 8)), kb.layers.BinarySelfAttention(2, binary_probabilities=False)])
+    with pytest.raises(ValueError, match="binary_self_attention.* has real attention probabilities"):
+        kb.deploy.freeze(model)
+
+
 class Hiding(layers.Layer):
     """Its binary layer's quantiser is no argument of it."""
 

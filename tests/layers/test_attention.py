@@ -37,6 +37,19 @@ def test_values(heads, reduction, shape):
     assert scores.shape == (shape[0], heads, shape[1] * shape[2], keys)
 
 
+@pytest.mark.parametrize("quantizer", [None, "approx_sign"])
+def test_real_probabilities(quantizer):
+    layer = BinarySelfAttention(2, 2, quantizer, None, binary_probabilities=False)
+    x = normal(2, 4, 6, 8)
+    layer.build(x.shape)
+    randomize(layer)
+    outputs, scores = layer(x, return_attention_scores=True)
+    expected_outputs, expected_scores = np_attention(layer, x)
+    assert_close(numpy(scores), expected_scores)
+    assert_close(numpy(outputs), expected_outputs)
+    assert not any("clip" in weight.path for weight in layer.weights)
+
+
 def test_scores_in_a_functional_model():
     layer, x = attention(2, 2, (2, 4, 4, 4), clip=0.4, dtype="mixed_float16"), normal(2, 4, 4, 4)
     inputs = keras.Input(x.shape[1:])

@@ -118,6 +118,7 @@ def test_config_round_trip():
     arguments = {
         **TWO_STAGES,
         "drop_path_rate": 0.25,
+        "binary_probabilities": False,
         "input_quantizer": "ste_sign",
         "kernel_quantizer": "magnitude_aware_sign",
         "conv_kernel_quantizer": "swish_sign",

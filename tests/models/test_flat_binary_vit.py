@@ -93,6 +93,7 @@ def test_config_round_trip(row):
         **row,
         "expansion": 2,
         "drop_path_rate": 0.25,
+        "binary_probabilities": False,
         "input_quantizer": "ste_sign",
         "kernel_quantizer": "magnitude_aware_sign",
         "dtype": "mixed_bfloat16",
