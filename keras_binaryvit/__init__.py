@@ -1,6 +1,6 @@
 """Binary vision transformers in Keras 3: train them anywhere, run them on phones and boards."""
 
-from keras_binaryvit import checkpoints, constraints, data, deploy, layers, metrics, models, quantizers
+from keras_binaryvit import checkpoints, constraints, data, deploy, layers, metrics, models, profile, quantizers
 from keras_binaryvit.memory import keep_freed_memory
 from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
 
@@ -17,5 +17,6 @@ __all__ = [
     "layers",
     "metrics",
     "models",
+    "profile",
     "quantizers",
 ]
