@@ -1,6 +1,18 @@
 """Binary vision transformers in Keras 3: train them anywhere, run them on phones and boards."""
 
-from keras_binaryvit import checkpoints, constraints, data, deploy, layers, metrics, models, profile, quantizers
+from keras_binaryvit import (
+    checkpoints,
+    constraints,
+    data,
+    deploy,
+    layers,
+    metrics,
+    models,
+    optimizers,
+    profile,
+    quantizers,
+    training,
+)
 from keras_binaryvit.memory import keep_freed_memory
 from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
 
@@ -17,6 +29,8 @@ __all__ = [
     "layers",
     "metrics",
     "models",
+    "optimizers",
     "profile",
     "quantizers",
+    "training",
 ]
