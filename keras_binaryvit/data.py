@@ -89,6 +89,7 @@ def load(
     seed: int = 0,
     cache: bool | str | os.PathLike | None = None,
     drop_remainder: bool = False,
+    first_epoch: int = 0,
 ) -> "tf.data.Dataset":
     """Read a split as batches of normalised images and labels, ready for `model.fit` on every Keras backend.
 
@@ -113,6 +114,8 @@ def load(
             crops are decoded from them. None does so below 1 GiB, False never. A path keeps it in that file, of which
             every combination of data set, split, image_size and augment needs its own.
         drop_remainder: leave out the last batch if it isn't full.
+        first_epoch: the epoch to start with, counted from 0, for training that continues: the batches of the first
+            pass are those which a data set from the start gives in its pass `first_epoch`.
 
     Returns:
         A `tf.data.Dataset` of (images, labels): float32 [batch, height, width, channels], see `normalize`, and int32
@@ -125,6 +128,8 @@ def load(
     _check_positive("batch_size", batch_size)
     if image_size is not None:
         _check_positive("image_size", image_size)
+    if isinstance(first_epoch, bool) or not isinstance(first_epoch, numbers.Integral) or first_epoch < 0:
+        raise ValueError(f"first_epoch must be an integer from 0 on, not {first_epoch!r}.")
     if augment not in _AUGMENTATIONS:
         raise ValueError(f"augment must be one of {_AUGMENTATIONS}, not {augment!r}.")
     described = info(name, data_dir)
@@ -147,6 +152,13 @@ def load(
     if cache is None:
         height, width = size if varying else stored_size
         cache = count * channels * (height or 0) * (width or 0) < _CACHE_LIMIT
+
+    def skip_epochs(dataset):
+        # A new iterator takes the seeds of the next epoch and reads nothing yet; only what a shuffle reads from takes
+        # them later, with the first example.
+        for _ in range(first_epoch):
+            iter(dataset)
+        return dataset
 
     def with_seeds(dataset):
         # New numbers in every epoch, the same in every run.
@@ -174,7 +186,7 @@ def load(
         return _normalize(images, name), tf.cast(labels, tf.int32)
 
     # Whatever is random comes after the cache, and what is cheap for a whole batch after batching.
-    dataset = _read(name, split, ranges, data_dir, shuffle_files=shuffle and not cache, seed=seed)
+    dataset = skip_epochs(_read(name, split, ranges, data_dir, shuffle_files=shuffle and not cache, seed=seed))
     if cache:
         dataset = dataset if crop_encoded else dataset.map(decode, **parallel)
         dataset = dataset.cache("" if cache is True else os.fspath(cache))
@@ -189,7 +201,7 @@ def load(
         dataset = with_seeds(dataset).map(lambda batch, seed: finish(batch[0], batch[1], seed), **parallel)
     else:
         dataset = dataset.map(finish, **parallel)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    return skip_epochs(dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def normalize(images: np.ndarray, name: str) -> np.ndarray:

@@ -409,6 +409,43 @@ def test_shuffling(data_dir):
         np.testing.assert_array_equal(np.sort(one, axis=0), np.sort(ordered[0], axis=0))
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    "name, augment", [("fixed", "pad_crop"), ("varying", "random_resized_crop"), ("varying", False), ("digits", True)]
+)
+def test_first_epoch(data_dir, name, augment, cache):
+    split = {"digits": "train[:40]+test[:5]", "fixed": "train+test", "varying": "train"}[name]  # 2, 8 and 1 files
+
+    def load(**arguments):
+        arguments |= {"image_size": 16, "augment": augment, "batch_size": 3, "data_dir": data_dir, "cache": cache}
+        return data.load(name, split, **arguments)
+
+    whole = load()
+    expected = [arrays(whole) for _ in range(4)]
+    assert not np.array_equal(expected[2][0], expected[3][0])
+    continued = load(first_epoch=2)
+    for images, labels in expected[2:]:
+        found = arrays(continued)
+        np.testing.assert_array_equal(found[0], images)
+        np.testing.assert_array_equal(found[1], labels)
+
+
+def test_first_epoch_writes_no_half_cache(data_dir, tmp_path):
+    arguments = {"data_dir": data_dir, "augment": True}
+    whole = data.load("fixed", cache=tmp_path / "whole", **arguments)
+    expected = [arrays(whole)[0] for _ in range(3)]
+    continued = data.load("fixed", cache=tmp_path / "continued", first_epoch=2, **arguments)
+    np.testing.assert_array_equal(arrays(continued)[0], expected[2])
+    again = data.load("fixed", cache=tmp_path / "whole", first_epoch=2, **arguments)
+    np.testing.assert_array_equal(arrays(again)[0], expected[2])
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "2", True])
+def test_bad_first_epoch(value):
+    with pytest.raises(ValueError, match=f"first_epoch must be an integer from 0 on, not {value!r}"):
+        data.load(first_epoch=value)
+
+
 def test_automatic_cache_depends_on_the_size(data_dir, monkeypatch):
     def is_cached():
         calls = []
