@@ -6,29 +6,42 @@ from typing import Any, ClassVar, TypeVar
 import keras
 
 from keras_binaryvit.layers.projection import kernel_initializer
+from keras_binaryvit.models import pretrained
 
 Model = TypeVar("Model", bound="PresetModel")
 
 
 class PresetModel(keras.Model):
-    """A functional model with named architectures; a subclass sets `presets` to its arguments by name."""
+    """A functional model with named architectures.
+
+    A subclass sets `presets` to its arguments by name, and `trained` to the SHA-256 of the weights that come with the
+    package, for those presets that have some.
+    """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    trained: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def from_preset(cls: type[Model], preset: str, **overrides) -> Model:
-        """Creates an untrained model from a named architecture.
+        """Creates a model from a named architecture, trained if the preset has weights (`trained`).
 
         Args:
             preset: One of `presets`.
-            **overrides: Arguments that replace the preset's, such as `num_classes` and `image_shape`.
+            **overrides: Arguments that replace the preset's, such as `num_classes` and `image_shape`. With another
+                `num_classes` a trained preset gets a new, untrained head.
 
         Raises:
-            ValueError: No preset has that name.
+            ValueError: No preset has that name, or its weights are damaged or don't fit the overrides.
         """
         if preset not in cls.presets:
             raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(sorted(cls.presets))}")
-        return cls(**{"name": preset, **cls.presets[preset], **overrides})
+        arguments = cls.presets[preset]
+        model = cls(**{"name": preset, **arguments, **overrides})
+        if preset in cls.trained:
+            new_head = model.num_classes != arguments["num_classes"]
+            file = pretrained.FOLDER / f"{preset}.npz"
+            pretrained.load(model, file, cls.trained[preset], without=("head",) if new_head else ())
+        return model
 
     @classmethod
     def from_config(cls: type[Model], config: dict, custom_objects=None) -> Model:
