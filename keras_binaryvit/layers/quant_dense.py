@@ -27,7 +27,10 @@ class _QuantizedKernel:
         if name == "kernel" and self.kernel_quantizer is not None:
             # Mixed precision must not round a latent kernel: its small values are what training accumulates in.
             kwargs["autocast"] = False
-        return super().add_weight(*args, name=name, **kwargs)
+        weight = super().add_weight(*args, name=name, **kwargs)
+        if name == "kernel":
+            weight.precision = getattr(self.kernel_quantizer, "precision", None)  # for optimisers, as in Larq
+        return weight
 
     def build(self, input_shape):
         super().build(input_shape)
