@@ -1,0 +1,126 @@
+"""Interpreter and load_delegate: a LiteRT interpreter that knows the operators of binary networks."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def library_path() -> Path:
+    """Returns the path of the delegate's shared library, for programs in other languages than Python.
+
+    Raises:
+        RuntimeError: The package holds no library, because it wasn't installed with pip.
+    """
+    path = Path(__file__).with_name("libbinaryvit_runtime.so")
+    if not path.exists():
+        raise RuntimeError(f"{path} doesn't exist; `pip install ./runtime` compiles it.")
+    return path
+
+
+def load_delegate(num_threads: int | None = None):
+    """Returns a delegate for `experimental_delegates` of a LiteRT interpreter; each interpreter needs its own.
+
+    It runs in `ai_edge_litert.interpreter.Interpreter` and in `tf.lite.Interpreter`.
+
+    Args:
+        num_threads: Threads of the binary operators; by default as many as the interpreter has.
+
+    Raises:
+        ValueError: `num_threads` isn't between 1 and 64, or the environment variable `BINARYVIT_KERNELS` names kernels
+            that are unknown or don't run on this processor.
+        RuntimeError: The package holds no library, because it wasn't installed with pip.
+    """
+    from ai_edge_litert import interpreter as litert
+
+    options = {} if num_threads is None else {"num_threads": _count(num_threads)}
+    return litert.load_delegate(os.fspath(library_path()), options)
+
+
+def _count(num_threads):
+    count = operator.index(num_threads)
+    if not 1 <= count <= 64:
+        raise ValueError(f"num_threads must be between 1 and 64. Received: num_threads={num_threads}")
+    return count
+
+
+class Interpreter:
+    """Runs a `.tflite` model: binary operators in this package's delegate, all others in LiteRT and XNNPACK.
+
+    An interpreter belongs to one thread at a time; several of them run side by side.
+
+    Args:
+        model: Path of a `.tflite` file, or its bytes.
+        num_threads: Threads that share an inference.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no model, or `num_threads` isn't between 1 and 64.
+        RuntimeError: The model has an operator that is unknown, or whose options or shapes are wrong; the message names
+            it.
+    """
+
+    def __init__(self, model: str | os.PathLike | bytes, num_threads: int = 1):
+        from ai_edge_litert import interpreter as litert
+
+        count = _count(num_threads)
+        if isinstance(model, (bytes, bytearray, memoryview)):
+            content = bytes(model)
+        elif os.path.isfile(model):
+            content = Path(model).read_bytes()
+        else:
+            raise FileNotFoundError(f"There is no model file {os.fspath(model)!r}.")
+        if content[4:8] != b"TFL3":
+            raise ValueError(f"This is no TFLite flatbuffer: {len(content)} bytes that begin {content[:8]!r}")
+        self._interpreter = litert.Interpreter(
+            model_content=content, num_threads=count, experimental_delegates=[load_delegate(count)]
+        )
+        self._interpreter.allocate_tensors()
+        self._inputs = self._interpreter.get_input_details()
+        self._outputs = self._interpreter.get_output_details()
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each input, with a batch of one image as the model was converted."""
+        return [tuple(int(size) for size in detail["shape"]) for detail in self._inputs]
+
+    @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each output."""
+        return [tuple(int(size) for size in detail["shape"]) for detail in self._outputs]
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns the model's output for each image, one after the other.
+
+        Args:
+            images: `(batch, height, width, channels)`, preprocessed as in training; the model has one input.
+
+        Returns:
+            `(batch, ...)`, of the model's output type.
+
+        Raises:
+            ValueError: The model has several inputs or outputs, or the images another shape than it takes.
+        """
+        if len(self._inputs) != 1 or len(self._outputs) != 1:
+            raise ValueError(
+                f"predict is for models with one input and one output; this one has {len(self._inputs)} and "
+                f"{len(self._outputs)}. Use load_delegate with an interpreter of LiteRT."
+            )
+        detail = self._inputs[0]
+        images = np.asarray(images)
+        size = int(detail["shape"][0])
+        expected = self.input_shapes[0][1:]
+        if images.ndim != len(detail["shape"]) or images.shape[1:] != expected:
+            raise ValueError(f"The model takes images of shape {expected}. Received: {images.shape[1:]}")
+        if len(images) == 0 or len(images) % size:
+            raise ValueError(f"The model takes batches of {size}, 1 or more. Received: {len(images)} images")
+        batches = images.astype(detail["dtype"]).reshape(-1, *detail["shape"])
+        return np.concatenate([self._run(batch) for batch in batches])
+
+    def _run(self, batch):
+        self._interpreter.set_tensor(self._inputs[0]["index"], batch)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._outputs[0]["index"])

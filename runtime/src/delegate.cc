@@ -1,0 +1,189 @@
+// The delegate: takes over every custom operator that it knows, one node at a time, and leaves the rest to the host.
+//
+// It is loaded through LiteRT's external-delegate interface and calls the host through the structs of litert_abi.h alone, so
+// one build runs in every host with that interface.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "litert_abi.h"
+#include "op.h"
+
+#define BINARYVIT_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace binaryvit {
+namespace {
+
+using litert::Context;
+using litert::IntArray;
+using litert::Node;
+using litert::Registration;
+using litert::Status;
+
+const OpType* const kOps[] = {&kLceQuantize, &kLceDequantize, &kLceBconv2d, &kLceBMaxPool2d};
+
+const OpType* FindOp(const char* name) {
+  for (const OpType* op : kOps) {
+    if (name && std::strcmp(name, op->name) == 0) return op;
+  }
+  return nullptr;
+}
+
+struct BinaryVitDelegate : litert::Delegate {
+  Session session;
+  int num_threads = 0;  // 0: as the interpreter recommends
+};
+
+IntArray* Copy(const IntArray* array) {
+  if (!array) return nullptr;
+  const size_t size = sizeof(int) * (static_cast<size_t>(array->size) + 1);
+  void* copy = std::malloc(size);
+  return static_cast<IntArray*>(copy ? std::memcpy(copy, array, size) : nullptr);
+}
+
+// The kernel of one node. The host's own node lists inputs without the optional ones that are left out, so the original
+// lists are kept.
+struct Kernel {
+  const OpType* type;
+  void* op;
+  Session* session;
+  Node original;
+};
+
+void FreeKernel(Context*, void* data) {
+  auto* kernel = static_cast<Kernel*>(data);
+  if (!kernel) return;
+  if (kernel->op) kernel->type->destroy(kernel->op);
+  std::free(kernel->original.inputs);
+  std::free(kernel->original.outputs);
+  std::free(kernel);
+}
+
+void* InitKernel(Context* context, const char* buffer, size_t) {
+  const auto* params = reinterpret_cast<const litert::DelegateParams*>(buffer);
+  Node* node;
+  Registration* registration;
+  const int index = params->nodes_to_replace->data[0];
+  if (context->GetNodeAndRegistration(context, index, &node, &registration) != litert::kOk) return nullptr;
+  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
+  if (!kernel) return nullptr;
+  kernel->type = FindOp(registration->custom_name);
+  kernel->session = &static_cast<BinaryVitDelegate*>(params->delegate)->session;
+  kernel->original = *node;
+  kernel->original.inputs = Copy(node->inputs);
+  kernel->original.outputs = Copy(node->outputs);
+  kernel->op = kernel->type ? kernel->type->create() : nullptr;
+  if (!kernel->op || !kernel->original.inputs || !kernel->original.outputs) {
+    FreeKernel(context, kernel);
+    return nullptr;
+  }
+  return kernel;
+}
+
+Status PrepareKernel(Context* context, Node* node) {
+  auto* kernel = static_cast<Kernel*>(node->user_data);
+  if (!kernel) {
+    context->ReportError(context, "BinaryVit: a node couldn't be set up");
+    return litert::kError;
+  }
+  const NodeView view(context, &kernel->original, kernel->session, kernel->type->name);
+  const int size = kernel->original.custom_options_size;
+  const Options options(kernel->original.custom_options, size > 0 ? static_cast<size_t>(size) : 0);
+  return kernel->type->prepare(kernel->op, view, options) ? litert::kOk : litert::kError;
+}
+
+Status InvokeKernel(Context* context, Node* node) {
+  auto* kernel = static_cast<Kernel*>(node->user_data);
+  const NodeView view(context, &kernel->original, kernel->session, kernel->type->name);
+  return kernel->type->invoke(kernel->op, view) ? litert::kOk : litert::kError;
+}
+
+Status PrepareDelegate(Context* context, litert::Delegate* base) {
+  auto* delegate = static_cast<BinaryVitDelegate*>(base);
+  const int threads = delegate->num_threads > 0 ? delegate->num_threads : context->recommended_num_threads;
+  delegate->session.pool.SetThreads(threads);
+
+  IntArray* plan;
+  if (context->GetExecutionPlan(context, &plan) != litert::kOk) return litert::kError;
+  plan = Copy(plan);  // the host's changes with every replacement
+  if (!plan) return litert::kError;
+  Status status = litert::kOk;
+  for (int i = 0; i < plan->size && status == litert::kOk; ++i) {
+    Node* node;
+    Registration* registration;
+    status = context->GetNodeAndRegistration(context, plan->data[i], &node, &registration);
+    if (status != litert::kOk || registration->builtin_code != litert::kBuiltinCustom) continue;
+    const OpType* op = FindOp(registration->custom_name);
+    if (!op) continue;
+    Registration kernel = {};
+    kernel.init = InitKernel;
+    kernel.free = FreeKernel;
+    kernel.prepare = PrepareKernel;
+    kernel.invoke = InvokeKernel;
+    kernel.custom_name = op->name;
+    kernel.version = 1;
+    // One node a call: tensors between two of our nodes stay in the host's arena.
+    const IntArray one = {1, {plan->data[i]}};
+    status = context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, &one, delegate);
+  }
+  std::free(plan);
+  return status;
+}
+
+// Reads a whole positive number; 0 for anything else.
+int ParseThreads(const char* text) {
+  char* end;
+  const long value = std::strtol(text, &end, 10);
+  return end != text && *end == '\0' && value >= 1 && value <= kMaxThreads ? static_cast<int>(value) : 0;
+}
+
+}  // namespace
+}  // namespace binaryvit
+
+// The option is "num_threads"; without it the interpreter's own number counts.
+BINARYVIT_EXPORT binaryvit::litert::Delegate* tflite_plugin_create_delegate(char** keys, char** values, size_t count,
+                                                                            void (*report)(const char*)) {
+  using namespace binaryvit;
+  char message[200];
+  const auto fail = [&]() -> litert::Delegate* {
+    if (report) report(message);
+    return nullptr;
+  };
+  int num_threads = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (std::strcmp(keys[i], "num_threads") != 0) {
+      std::snprintf(message, sizeof message, "binaryvit: unknown option '%.50s'; there is num_threads", keys[i]);
+      return fail();
+    }
+    num_threads = ParseThreads(values[i]);
+    if (num_threads == 0) {
+      std::snprintf(message, sizeof message, "binaryvit: num_threads must be 1 to %d, but is '%.50s'", kMaxThreads,
+                    values[i]);
+      return fail();
+    }
+  }
+  const KernelSet* kernels = SelectKernels();
+  if (!kernels) {
+    std::snprintf(message, sizeof message, "binaryvit: BINARYVIT_KERNELS is '%.50s'; it must be one of %s, and run here",
+                  std::getenv("BINARYVIT_KERNELS"), KernelNames());
+    return fail();
+  }
+  void* memory = std::calloc(1, sizeof(BinaryVitDelegate));
+  if (!memory) {
+    std::snprintf(message, sizeof message, "binaryvit: out of memory");
+    return fail();
+  }
+  auto* delegate = new (memory) BinaryVitDelegate();
+  delegate->Prepare = PrepareDelegate;
+  delegate->flags = litert::kAllowDynamicTensors;
+  delegate->session.kernels = kernels;
+  delegate->num_threads = num_threads;
+  return delegate;
+}
+
+BINARYVIT_EXPORT void tflite_plugin_destroy_delegate(binaryvit::litert::Delegate* base) {
+  auto* delegate = static_cast<binaryvit::BinaryVitDelegate*>(base);
+  if (!delegate) return;
+  delegate->~BinaryVitDelegate();
+  std::free(delegate);
+}

@@ -1,0 +1,79 @@
+// MakeKernelSet: covers rows and units with tiles, for the vectorised kernel sets. Everything here is instantiated with types
+// local to one source file, so that no function compiled for one instruction set is linked into another.
+#ifndef BINARYVIT_KERNEL_LOOP_H_
+#define BINARYVIT_KERNEL_LOOP_H_
+
+#include "kernels.h"
+
+namespace binaryvit {
+
+// Tile has the static constants kUnits, kWordGroup, kRows (a power of two) and kBlocks (1 or 2), and
+//
+//   template <int rows, int blocks, typename Output>
+//   static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output&,
+//                   size_t row, size_t unit);
+//
+// for all powers of two up to kRows and for 1 and kBlocks blocks of kUnits units; it gives its results to Output, for the
+// rows from `row` and the units from `unit` on. Weights of a block stay in the first cache while all rows pass.
+template <typename Tile, int blocks, typename Output>
+void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& output, size_t unit) {
+  const uint32_t* data = rows.data;
+  size_t row = 0;
+  for (; row + Tile::kRows <= rows.count; row += Tile::kRows, data += Tile::kRows * rows.stride) {
+    Tile::template Run<Tile::kRows, blocks>(data, rows.stride, weights, words, output, row, unit);
+  }
+  const size_t left = rows.count - row;
+  if constexpr (Tile::kRows > 4) {
+    if (left & 4) {
+      Tile::template Run<4, blocks>(data, rows.stride, weights, words, output, row, unit);
+      data += 4 * rows.stride, row += 4;
+    }
+  }
+  if (left & 2) {
+    Tile::template Run<2, blocks>(data, rows.stride, weights, words, output, row, unit);
+    data += 2 * rows.stride, row += 2;
+  }
+  if (left & 1) Tile::template Run<1, blocks>(data, rows.stride, weights, words, output, row, unit);
+}
+
+template <typename Tile, typename Output>
+void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
+  const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
+  const uint32_t* data = weights.data;
+  size_t unit = 0;
+  for (; unit + (Tile::kBlocks - 1) * Tile::kUnits < weights.units; unit += Tile::kBlocks * Tile::kUnits) {
+    ForEachRowTile<Tile, Tile::kBlocks>(rows, data, weights.words, output, unit);
+    data += Tile::kBlocks * block_size;
+  }
+  for (; unit < weights.units; unit += Tile::kUnits, data += block_size) {
+    ForEachRowTile<Tile, 1>(rows, data, weights.words, output, unit);
+  }
+}
+
+// The entry points of a KernelSet. Isa has the types Tile, CountOutput{data, stride, units} and
+// FloatOutput<clamped>{affine, data, stride, units}.
+template <typename Isa>
+void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
+  ForEachTile<typename Isa::Tile>(rows, weights, typename Isa::CountOutput{output, stride, weights.units});
+}
+
+template <typename Isa>
+void MultiplyAll(const Rows& rows, const Weights& weights, const Affine& affine, float* output, size_t stride) {
+  if (affine.clamped) {
+    const typename Isa::template FloatOutput<true> transform{affine, output, stride, weights.units};
+    ForEachTile<typename Isa::Tile>(rows, weights, transform);
+  } else {
+    const typename Isa::template FloatOutput<false> transform{affine, output, stride, weights.units};
+    ForEachTile<typename Isa::Tile>(rows, weights, transform);
+  }
+}
+
+template <typename Isa>
+constexpr KernelSet MakeKernelSet(const char* name) {
+  using Tile = typename Isa::Tile;
+  return {name, Tile::kUnits, Tile::kWordGroup, MultiplyAll<Isa>, CountAll<Isa>, Isa::PackSigns};
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_KERNEL_LOOP_H_

@@ -1,0 +1,75 @@
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace binaryvit {
+namespace {
+
+struct Candidate {
+  const KernelSet* kernels;
+  bool (*runs_here)();
+};
+
+// The best first.
+const Candidate kCandidates[] = {
+#if defined(__x86_64__)
+    {&kAvx512Kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vpopcntdq");
+     }},
+    {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
+    {&kSseKernels, [] { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }},
+#elif defined(__aarch64__)
+    {&kDotprodKernels, [] { return (getauxval(AT_HWCAP) & (1UL << 20)) != 0; }},  // HWCAP_ASIMDDP
+    {&kNeonKernels, [] { return true; }},
+#endif
+    {&kScalarKernels, [] { return true; }},
+};
+
+}  // namespace
+
+const KernelSet* SelectKernels() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  const char* name = std::getenv("BINARYVIT_KERNELS");
+  for (const Candidate& candidate : kCandidates) {
+    const bool wanted = !name || !*name || std::strcmp(name, candidate.kernels->name) == 0;
+    if (wanted && candidate.runs_here()) return candidate.kernels;
+  }
+  return nullptr;
+}
+
+const char* KernelNames() {
+#if defined(__x86_64__)
+  return "scalar, sse, avx2, avx512";
+#elif defined(__aarch64__)
+  return "scalar, neon, dotprod";
+#else
+  return "scalar";
+#endif
+}
+
+bool PackWeights(const KernelSet& kernels, const uint32_t* rows, size_t units, size_t words,
+                 Buffer<uint32_t>* packed) {
+  const size_t tile = kernels.unit_tile, group = kernels.word_group;
+  const size_t padded_words = RoundUp(words, group);
+  if (!packed->Resize(RoundUp(units, tile) * padded_words)) return false;
+  for (size_t unit = 0; unit < units; ++unit) {
+    uint32_t* block = packed->data() + unit / tile * tile * padded_words;
+    for (size_t word = 0; word < words; ++word) {
+      const size_t index = (word / group * tile + unit % tile) * group + word % group;
+      block[index] = rows[unit * words + word];
+    }
+  }
+  return true;
+}
+
+}  // namespace binaryvit

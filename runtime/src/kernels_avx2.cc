@@ -1,0 +1,133 @@
+// AVX2 counts bits with a table of the 16 half-bytes. A lane is a unit, 32 bits of it at a time; bytes are summed first,
+// and lanes only when a byte might overflow.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernel_loop.h"
+
+namespace binaryvit {
+namespace {
+
+constexpr size_t kLanes = 8;
+constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
+
+template <typename T>
+void StoreUnits(T* target, const __m256i& values, size_t units) {
+  static_assert(sizeof(T) == 4, "a lane");
+  if (units >= kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), values);
+  } else {
+    alignas(32) T all[kLanes];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(all), values);
+    std::memcpy(target, all, units * sizeof(T));
+  }
+}
+
+struct CountOutput {
+  int32_t* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m256i count) const {
+    if (unit < units) StoreUnits(data + row * stride + unit, count, units - unit);
+  }
+};
+
+template <bool clamped>
+struct FloatOutput {
+  const Affine& affine;
+  float* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m256i count) const {
+    if (unit >= units) return;
+    if constexpr (clamped) {
+      count = _mm256_min_epi32(_mm256_slli_epi32(count, 1), _mm256_set1_epi32(affine.clamp_max));
+      count = _mm256_max_epi32(count, _mm256_set1_epi32(affine.clamp_min));
+    }
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(count), _mm256_load_ps(affine.multiplier + unit));
+    const __m256 result = _mm256_add_ps(scaled, _mm256_load_ps(affine.bias + unit));
+    StoreUnits(data + row * stride + unit, _mm256_castps_si256(result), units - unit);
+  }
+};
+
+__m256i BitsOfBytes(__m256i x) {
+  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, mask));
+  const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), mask));
+  return _mm256_add_epi8(low, high);
+}
+
+__m256i SumOfBytes(__m256i bytes) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+}
+
+struct Tile {
+  static constexpr size_t kUnits = 16, kWordGroup = 1, kRows = 4, kBlocks = 1;
+  static constexpr int kVectors = kUnits / kLanes;
+
+  template <int rows, int blocks, typename Output>
+  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                  const Output& output, size_t row, size_t unit) {
+    static_assert(blocks == 1, "two blocks need more registers than there are");
+    __m256i counts[rows][kVectors];
+    for (size_t first = 0; first < words || first == 0; first += kWordsBeforeOverflow) {
+      __m256i bytes[rows][kVectors];
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors; ++v) bytes[r][v] = _mm256_setzero_si256();
+      }
+      const size_t last = words - first < kWordsBeforeOverflow ? words : first + kWordsBeforeOverflow;
+      for (size_t word = first; word < last; ++word) {
+        __m256i weight[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          weight[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + word * kUnits + v * kLanes));
+        }
+        for (int r = 0; r < rows; ++r) {
+          const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
+          for (int v = 0; v < kVectors; ++v) {
+            bytes[r][v] = _mm256_add_epi8(bytes[r][v], BitsOfBytes(_mm256_xor_si256(activation, weight[v])));
+          }
+        }
+      }
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
+          const __m256i sum = SumOfBytes(bytes[r][v]);
+          counts[r][v] = first == 0 ? sum : _mm256_add_epi32(counts[r][v], sum);
+        }
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) output.Store(row + r, unit + v * kLanes, counts[r][v]);
+    }
+  }
+};
+
+void PackSigns(const float* values, size_t words, uint32_t* bits) {
+  const __m256 zero = _mm256_setzero_ps();
+  for (size_t word = 0; word < words; ++word) {
+    uint32_t packed = 0;
+    for (size_t bit = 0; bit < kBitsPerWord; bit += kLanes, values += kLanes) {
+      const __m256 negative = _mm256_cmp_ps(_mm256_loadu_ps(values), zero, _CMP_LT_OQ);
+      packed |= static_cast<uint32_t>(_mm256_movemask_ps(negative)) << bit;
+    }
+    bits[word] = packed;
+  }
+}
+
+struct Isa {
+  using Tile = binaryvit::Tile;
+  using CountOutput = binaryvit::CountOutput;
+  template <bool clamped>
+  using FloatOutput = binaryvit::FloatOutput<clamped>;
+  static constexpr auto PackSigns = binaryvit::PackSigns;
+};
+
+}  // namespace
+
+const KernelSet kAvx2Kernels = MakeKernelSet<Isa>("avx2");
+
+}  // namespace binaryvit

@@ -1,0 +1,89 @@
+// AVX-512 with VPOPCNTDQ: a lane is a unit, 32 bits of it at a time, so that counts need no sum across lanes.
+#include <immintrin.h>
+
+#include "kernel_loop.h"
+
+namespace binaryvit {
+namespace {
+
+__mmask16 UnitMask(size_t unit, size_t units) {
+  return units - unit >= 16 ? 0xffff : static_cast<__mmask16>((1u << (units - unit)) - 1);
+}
+
+struct CountOutput {
+  int32_t* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m512i count) const {
+    _mm512_mask_storeu_epi32(data + row * stride + unit, UnitMask(unit, units), count);
+  }
+};
+
+template <bool clamped>
+struct FloatOutput {
+  const Affine& affine;
+  float* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m512i count) const {
+    if constexpr (clamped) {
+      count = _mm512_min_epi32(_mm512_slli_epi32(count, 1), _mm512_set1_epi32(affine.clamp_max));
+      count = _mm512_max_epi32(count, _mm512_set1_epi32(affine.clamp_min));
+    }
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(count), _mm512_load_ps(affine.multiplier + unit));
+    const __m512 result = _mm512_add_ps(scaled, _mm512_load_ps(affine.bias + unit));
+    _mm512_mask_storeu_ps(data + row * stride + unit, UnitMask(unit, units), result);
+  }
+};
+
+struct Tile {
+  static constexpr size_t kUnits = 16, kWordGroup = 1, kRows = 8, kBlocks = 2;
+
+  template <int rows, int blocks, typename Output>
+  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                  const Output& output, size_t row, size_t unit) {
+    __m512i counts[rows][blocks];
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) counts[r][b] = _mm512_setzero_si512();
+    }
+    for (size_t word = 0; word < words; ++word) {
+      __m512i weight[blocks];
+      for (int b = 0; b < blocks; ++b) weight[b] = _mm512_load_si512(weights + (b * words + word) * kUnits);
+      for (int r = 0; r < rows; ++r) {
+        const __m512i activation = _mm512_set1_epi32(static_cast<int>(activations[r * stride + word]));
+        for (int b = 0; b < blocks; ++b) {
+          const __m512i differing = _mm512_popcnt_epi32(_mm512_xor_si512(activation, weight[b]));
+          counts[r][b] = _mm512_add_epi32(counts[r][b], differing);
+        }
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) output.Store(row + r, unit + b * kUnits, counts[r][b]);
+    }
+  }
+};
+
+void PackSigns(const float* values, size_t words, uint32_t* bits) {
+  const __m512 zero = _mm512_setzero_ps();
+  for (size_t word = 0; word < words; ++word, values += kBitsPerWord) {
+    const __mmask16 low = _mm512_cmp_ps_mask(_mm512_loadu_ps(values), zero, _CMP_LT_OQ);
+    const __mmask16 high = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + 16), zero, _CMP_LT_OQ);
+    bits[word] = static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
+  }
+}
+
+struct Isa {
+  using Tile = binaryvit::Tile;
+  using CountOutput = binaryvit::CountOutput;
+  template <bool clamped>
+  using FloatOutput = binaryvit::FloatOutput<clamped>;
+  static constexpr auto PackSigns = binaryvit::PackSigns;
+};
+
+}  // namespace
+
+const KernelSet kAvx512Kernels = MakeKernelSet<Isa>("avx512");
+
+}  // namespace binaryvit

@@ -1,0 +1,102 @@
+// x86-64-v2: POPCNT counts 64 bits of a unit faster than SSE could, so products are scalar and four units share a load.
+#include <emmintrin.h>
+#include <nmmintrin.h>
+
+#include <cstring>
+
+#include "kernel_loop.h"
+
+namespace binaryvit {
+namespace {
+
+template <typename T>
+void StoreUnits(T* target, __m128i values, size_t units) {
+  static_assert(sizeof(T) == 4, "a lane");
+  if (units >= 4) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), values);
+  } else {
+    alignas(16) T all[4];
+    _mm_store_si128(reinterpret_cast<__m128i*>(all), values);
+    std::memcpy(target, all, units * sizeof(T));
+  }
+}
+
+struct CountOutput {
+  int32_t* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m128i count) const {
+    StoreUnits(data + row * stride + unit, count, units - unit);
+  }
+};
+
+template <bool clamped>
+struct FloatOutput {
+  const Affine& affine;
+  float* data;
+  size_t stride;
+  size_t units;
+
+  void Store(size_t row, size_t unit, __m128i count) const {
+    if constexpr (clamped) {
+      count = _mm_min_epi32(_mm_slli_epi32(count, 1), _mm_set1_epi32(affine.clamp_max));
+      count = _mm_max_epi32(count, _mm_set1_epi32(affine.clamp_min));
+    }
+    const __m128 scaled = _mm_mul_ps(_mm_cvtepi32_ps(count), _mm_load_ps(affine.multiplier + unit));
+    const __m128 result = _mm_add_ps(scaled, _mm_load_ps(affine.bias + unit));
+    StoreUnits(data + row * stride + unit, _mm_castps_si128(result), units - unit);
+  }
+};
+
+struct Tile {
+  static constexpr size_t kUnits = 4, kWordGroup = 2, kRows = 2, kBlocks = 1;
+
+  template <int rows, int blocks, typename Output>
+  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                  const Output& output, size_t row, size_t unit) {
+    static_assert(blocks == 1, "there is one size");
+    uint64_t counts[rows][kUnits] = {};
+    for (size_t word = 0; word < words; word += kWordGroup) {
+      uint64_t weight[kUnits];
+      std::memcpy(weight, weights + word * kUnits, sizeof weight);
+      for (int r = 0; r < rows; ++r) {
+        uint64_t activation = 0;
+        std::memcpy(&activation, activations + r * stride + word, (words - word < kWordGroup ? 1 : 2) * sizeof(uint32_t));
+        for (size_t u = 0; u < kUnits; ++u) {
+          counts[r][u] += static_cast<uint64_t>(_mm_popcnt_u64(activation ^ weight[u]));
+        }
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      output.Store(row + r, unit,
+                   _mm_setr_epi32(static_cast<int>(counts[r][0]), static_cast<int>(counts[r][1]),
+                                  static_cast<int>(counts[r][2]), static_cast<int>(counts[r][3])));
+    }
+  }
+};
+
+void PackSigns(const float* values, size_t words, uint32_t* bits) {
+  const __m128 zero = _mm_setzero_ps();
+  for (size_t word = 0; word < words; ++word) {
+    uint32_t packed = 0;
+    for (size_t bit = 0; bit < kBitsPerWord; bit += 4, values += 4) {
+      packed |= static_cast<uint32_t>(_mm_movemask_ps(_mm_cmplt_ps(_mm_loadu_ps(values), zero))) << bit;
+    }
+    bits[word] = packed;
+  }
+}
+
+struct Isa {
+  using Tile = binaryvit::Tile;
+  using CountOutput = binaryvit::CountOutput;
+  template <bool clamped>
+  using FloatOutput = binaryvit::FloatOutput<clamped>;
+  static constexpr auto PackSigns = binaryvit::PackSigns;
+};
+
+}  // namespace
+
+const KernelSet kSseKernels = MakeKernelSet<Isa>("sse");
+
+}  // namespace binaryvit

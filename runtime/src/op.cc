@@ -1,0 +1,114 @@
+#include "op.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace binaryvit {
+namespace {
+
+const char* TypeName(int type) {
+  switch (type) {
+    case litert::kFloat32:
+      return "float32";
+    case litert::kInt32:
+      return "int32";
+    case litert::kBool:
+      return "bool";
+    case litert::kInt8:
+      return "int8";
+    default:
+      return "another type";
+  }
+}
+
+}  // namespace
+
+litert::Tensor* NodeView::Get(int index) const {
+  if (index < 0 || static_cast<size_t>(index) >= context_->tensors_size) return nullptr;
+  return &context_->tensors[index];
+}
+
+bool NodeView::Fail(const char* format, ...) const {
+  char message[400];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  context_->ReportError(context_, "%s: %s", name_, message);
+  return false;
+}
+
+bool NodeView::CheckCounts(int inputs, int outputs) const {
+  const int actual_inputs = node_->inputs ? node_->inputs->size : 0;
+  const int actual_outputs = node_->outputs ? node_->outputs->size : 0;
+  if (actual_inputs != inputs || actual_outputs != outputs) {
+    return Fail("takes %d inputs and %d outputs, but the node has %d and %d", inputs, outputs, actual_inputs,
+                actual_outputs);
+  }
+  for (int i = 0; i < outputs; ++i) {
+    if (!Output(i)) return Fail("output %d is no tensor of the model", i);
+  }
+  return true;
+}
+
+bool NodeView::CheckType(const litert::Tensor* tensor, const char* role, litert::Type type) const {
+  if (!tensor) return Fail("the %s is missing", role);
+  if (tensor->type == type) return true;
+  return Fail("the %s must be %s, but is %s", role, TypeName(type), TypeName(tensor->type));
+}
+
+bool NodeView::CheckRank(const litert::Tensor* tensor, const char* role, int rank) const {
+  if (!tensor) return Fail("the %s is missing", role);
+  if (!tensor->dims || tensor->dims->size != rank) {
+    return Fail("the %s must have %d dimensions, but has %d", role, rank, tensor->dims ? tensor->dims->size : 0);
+  }
+  for (int i = 0; i < rank; ++i) {
+    if (tensor->dims->data[i] < 1) {
+      return Fail("every dimension of the %s must be 1 or more, but dimension %d is %d", role, i, tensor->dims->data[i]);
+    }
+  }
+  return true;
+}
+
+bool NodeView::CheckConstant(const litert::Tensor* tensor, const char* role, litert::Type type, int rank) const {
+  if (!CheckType(tensor, role, type) || !CheckRank(tensor, role, rank)) return false;
+  if (!tensor->data || tensor->allocation != litert::kReadOnlyFile) return Fail("the %s must be a constant", role);
+  size_t size = type == litert::kInt8 || type == litert::kBool ? 1 : 4;
+  for (int i = 0; i < rank; ++i) {
+    if (__builtin_mul_overflow(size, static_cast<size_t>(tensor->dims->data[i]), &size)) {
+      return Fail("the %s is too large", role);
+    }
+  }
+  if (tensor->bytes < size) {
+    return Fail("the %s has %zu bytes of data, but its shape needs %zu", role, tensor->bytes, size);
+  }
+  return true;
+}
+
+bool NodeView::ReadOption(const Options& options, const char* name, int64_t low, int64_t high, int* value) const {
+  if (!options.valid()) return Fail("its options are no flexbuffer map");
+  int64_t found;
+  if (!options.GetInteger(name, &found)) return Fail("its options have no integer '%s'", name);
+  if (found < low || found > high) {
+    return Fail("option '%s' must be between %lld and %lld, but is %lld", name, static_cast<long long>(low),
+                static_cast<long long>(high), static_cast<long long>(found));
+  }
+  *value = static_cast<int>(found);
+  return true;
+}
+
+bool NodeView::ResizeOutput(int index, const int64_t* dims, int rank) const {
+  int64_t elements = 1;
+  for (int i = 0; i < rank; ++i) {
+    if (__builtin_mul_overflow(elements, dims[i], &elements) || elements > INT32_MAX) {
+      return Fail("output %d has more than 2^31 elements", index);
+    }
+  }
+  auto* shape = static_cast<litert::IntArray*>(std::malloc(sizeof(int) * (static_cast<size_t>(rank) + 1)));
+  if (!shape) return Fail("out of memory");
+  shape->size = rank;
+  for (int i = 0; i < rank; ++i) shape->data[i] = static_cast<int>(dims[i]);
+  return context_->ResizeTensor(context_, Output(index), shape) == litert::kOk;
+}
+
+}  // namespace binaryvit

@@ -1,0 +1,95 @@
+// What an operator is, and what it sees of its node. Operators know nothing of delegates.
+#ifndef BINARYVIT_OP_H_
+#define BINARYVIT_OP_H_
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "flexbuffer.h"
+#include "kernels.h"
+#include "litert_abi.h"
+#include "thread_pool.h"
+
+namespace binaryvit {
+
+// What the operators of one interpreter share.
+struct Session {
+  const KernelSet* kernels;
+  ThreadPool pool;
+};
+
+// A node while it is prepared or run. Tensors may move when any is resized: ask for them again.
+class NodeView {
+ public:
+  NodeView(litert::Context* context, litert::Node* node, Session* shared, const char* name)
+      : session(*shared), context_(context), node_(node), name_(name) {}
+
+  // The tensor, or null for an optional one that is left out. CheckCounts comes first.
+  const litert::Tensor* Input(int index) const { return Get(node_->inputs->data[index]); }
+  litert::Tensor* Output(int index) const { return Get(node_->outputs->data[index]); }
+
+  // Reports "name: message", as printf would write it, and returns false.
+  __attribute__((format(printf, 2, 3))) bool Fail(const char* format, ...) const;
+
+  // Each of these is true, or reports what is wrong.
+  bool CheckCounts(int inputs, int outputs) const;
+  bool CheckRank(const litert::Tensor*, const char* role, int rank) const;
+  bool CheckType(const litert::Tensor*, const char* role, litert::Type) const;
+  // A constant of this type and rank, with all the data that its shape promises.
+  bool CheckConstant(const litert::Tensor*, const char* role, litert::Type, int rank) const;
+  // The option `name`, between `low` and `high`.
+  bool ReadOption(const Options&, const char* name, int64_t low, int64_t high, int* value) const;
+  bool ResizeOutput(int index, const int64_t* dims, int rank) const;
+
+  Session& session;
+
+ private:
+  litert::Tensor* Get(int index) const;
+
+  litert::Context* context_;
+  litert::Node* node_;
+  const char* name_;
+};
+
+// An operator's entry points. `prepare` runs whenever shapes have changed, and before `invoke`.
+struct OpType {
+  const char* name;
+  void* (*create)();
+  void (*destroy)(void* op);
+  bool (*prepare)(void* op, const NodeView&, const Options&);
+  bool (*invoke)(void* op, const NodeView&);
+};
+
+// Op has a constructor without arguments, bool Prepare(const NodeView&, const Options&) and bool Invoke(const NodeView&).
+template <typename Op>
+constexpr OpType MakeOpType(const char* name) {
+  return {
+      name,
+      []() -> void* {
+        void* memory = std::malloc(sizeof(Op));
+        return memory ? new (memory) Op() : nullptr;
+      },
+      [](void* op) {
+        static_cast<Op*>(op)->~Op();
+        std::free(op);
+      },
+      [](void* op, const NodeView& node, const Options& options) {
+        return static_cast<Op*>(op)->Prepare(node, options);
+      },
+      [](void* op, const NodeView& node) { return static_cast<Op*>(op)->Invoke(node); },
+  };
+}
+
+extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
+
+// Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
+static inline size_t Product(const litert::IntArray& dims, int first, int last) {
+  size_t product = 1;
+  for (int i = first; i < last; ++i) product *= static_cast<size_t>(dims.data[i]);
+  return product;
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_OP_H_

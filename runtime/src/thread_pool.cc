@@ -1,0 +1,104 @@
+#include "thread_pool.h"
+
+#include <unistd.h>
+
+// The names by which every glibc since 2.17 has these functions; current ones would ask for glibc 2.34.
+#if defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+__asm__(".symver pthread_join, pthread_join@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__)
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
+__asm__(".symver pthread_join, pthread_join@GLIBC_2.17");
+#endif
+
+namespace binaryvit {
+
+void ThreadPool::SetThreads(int count) {
+  if (count < 1) count = 1;
+  if (count > kMaxThreads) count = kMaxThreads;
+  if (count == count_) return;
+  Stop();
+  count_ = count;
+}
+
+void ThreadPool::Start() {
+  process_ = getpid();
+  stop_ = false;
+  while (started_ < count_ - 1) {
+    Worker& worker = workers_[started_];
+    worker.pool = this;
+    worker.index = started_ + 1;
+    if (pthread_create(&worker.thread, nullptr, WorkerMain, &worker) != 0) break;
+    ++started_;
+  }
+}
+
+void ThreadPool::Stop() {
+  if (started_ > 0 && process_ == getpid()) {
+    pthread_mutex_lock(&mutex_);
+    stop_ = true;
+    pthread_cond_broadcast(&work_);
+    pthread_mutex_unlock(&mutex_);
+    for (int i = 0; i < started_; ++i) pthread_join(workers_[i].thread, nullptr);
+  }
+  started_ = 0;
+}
+
+void* ThreadPool::WorkerMain(void* argument) {
+  const Worker& worker = *static_cast<Worker*>(argument);
+  ThreadPool& pool = *worker.pool;
+  pthread_mutex_lock(&pool.mutex_);
+  uint64_t seen = 0;
+  while (true) {
+    while (pool.generation_ == seen && !pool.stop_) pthread_cond_wait(&pool.work_, &pool.mutex_);
+    if (pool.stop_) break;
+    seen = pool.generation_;
+    pthread_mutex_unlock(&pool.mutex_);
+    pool.Work(worker.index);
+    pthread_mutex_lock(&pool.mutex_);
+    if (--pool.busy_ == 0) pthread_cond_signal(&pool.done_);
+  }
+  pthread_mutex_unlock(&pool.mutex_);
+  return nullptr;
+}
+
+void ThreadPool::Work(int thread) {
+  while (true) {
+    const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= size_) return;
+    function_(context_, index, thread);
+  }
+}
+
+void ThreadPool::Run(size_t count, Function function, const void* context) {
+  if (count_ == 1 || count <= 1) {
+    for (size_t index = 0; index < count; ++index) function(context, index, 0);
+    return;
+  }
+  if (started_ > 0 && process_ != getpid()) {
+    // In the child of a fork: the threads stayed with the parent, and the locks as they were at that moment.
+    mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    work_ = PTHREAD_COND_INITIALIZER;
+    done_ = PTHREAD_COND_INITIALIZER;
+    started_ = 0;
+  }
+  if (started_ == 0) {
+    generation_ = 0;
+    Start();
+  }
+  function_ = function;
+  context_ = context;
+  size_ = count;
+  next_.store(0, std::memory_order_relaxed);
+  pthread_mutex_lock(&mutex_);
+  busy_ = started_;
+  ++generation_;
+  pthread_cond_broadcast(&work_);
+  pthread_mutex_unlock(&mutex_);
+  Work(0);
+  pthread_mutex_lock(&mutex_);
+  while (busy_ > 0) pthread_cond_wait(&done_, &mutex_);
+  pthread_mutex_unlock(&mutex_);
+}
+
+}  // namespace binaryvit
