@@ -97,7 +97,8 @@ def load(
     round(image_size * 256 / 224) pixels on the short side (bicubic) and cropped in the centre, as the paper evaluates.
 
     Batches are reproducible: a call with the same arguments gives the same batches in the first epoch, the same in the
-    second, and so on, while the epochs differ from one another. (TensorFlow mixes its global seed into `seed`.)
+    second, and so on, while the epochs differ from one another. (TensorFlow mixes its global seed into `seed`.) An
+    iterator of which no batch is taken doesn't count as an epoch.
 
     Args:
         name, data_dir: see `info`.
@@ -154,16 +155,22 @@ def load(
         cache = count * channels * (height or 0) * (width or 0) < _CACHE_LIMIT
 
     def skip_epochs(dataset):
-        # A new iterator takes the seeds of the next epoch and reads nothing yet; only what a shuffle reads from takes
-        # them later, with the first example.
+        # A new iterator takes the seeds of the next epoch and reads nothing yet; what a shuffle reads from takes its
+        # own later, with the first example.
         for _ in range(first_epoch):
             iter(dataset)
         return dataset
 
+    def by_epoch(dataset):
+        # Behind flat_map the iterator is made with the first example: those that Keras makes and never reads, which
+        # depend on the backend, are no epochs.
+        lazy = tf.data.Dataset.from_tensors(0).flat_map(lambda _: dataset)
+        return lazy.apply(tf.data.experimental.assert_cardinality(skip_epochs(dataset).cardinality()))
+
     def with_seeds(dataset):
         # New numbers in every epoch, the same in every run.
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-        return tf.data.Dataset.zip(dataset, seeds)
+        return tf.data.Dataset.zip(dataset, by_epoch(seeds))
 
     def decode(image, label):
         if image.dtype == tf.string:
@@ -191,7 +198,7 @@ def load(
         dataset = dataset if crop_encoded else dataset.map(decode, **parallel)
         dataset = dataset.cache("" if cache is True else os.fspath(cache))
     if shuffle:
-        dataset = dataset.shuffle(count if cache else min(count, _SHUFFLE_BUFFER), seed=seed)
+        dataset = by_epoch(dataset.shuffle(count if cache else min(count, _SHUFFLE_BUFFER), seed=seed))
     if crop_encoded:
         dataset = with_seeds(dataset).map(decode_crop, **parallel)
     elif not cache:
@@ -201,7 +208,7 @@ def load(
         dataset = with_seeds(dataset).map(lambda batch, seed: finish(batch[0], batch[1], seed), **parallel)
     else:
         dataset = dataset.map(finish, **parallel)
-    return skip_epochs(dataset.prefetch(tf.data.AUTOTUNE))
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def normalize(images: np.ndarray, name: str) -> np.ndarray:
