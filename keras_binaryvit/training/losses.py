@@ -12,8 +12,8 @@ class SoftCrossEntropy(keras.losses.Loss):
 
         loss = -T^2 sum_c softmax(t / T)_c log softmax(s / T)_c
 
-    and the mean over the batch. T^2 keeps the size of the gradient where T grows. No gradient goes to the teacher. It is
-    computed in float32 whatever Keras' `floatx` is.
+    and the mean over the batch. T^2 keeps the size of the gradient where T grows. No gradient goes to the teacher.
+    Everything is computed in float32.
 
     Args:
         temperature: T; 1, the paper's, uses the logits as they are.
@@ -24,7 +24,7 @@ class SoftCrossEntropy(keras.losses.Loss):
     Raises:
         ValueError: The temperature isn't positive, or the logits differ in shape.
 
-    Source: BinaryViT, arXiv 2306.16678, and the authors' code (T = 1); Hinton et al., arXiv 1503.02531, section 2 (T^2).
+    Source: BinaryViT, arXiv 2306.16678, and the authors' code (T = 1); Hinton et al., arXiv 1503.02531, section 2.
     """
 
     def __init__(self, temperature: float = 1.0, **kwargs):
