@@ -254,7 +254,7 @@ def _profile(layer, name, calls):
     return LayerProfile(
         name=name or layer.name,
         output_shape=tuple(shape[1:] for shape in calls[0].outputs) if calls else (),
-        input_precision=getattr(getattr(layer, "input_quantizer", None), "precision", None),
+        input_precision=_input_precision(layer),
         parameters=parameters,
         trainable_parameters=sum(math.prod(weight.shape) for weight in weights if id(weight) in trainable),
         memory=memory,
@@ -262,6 +262,12 @@ def _profile(layer, name, calls):
         macs=counts,
         uncounted=uncounted,
     )
+
+
+def _input_precision(layer):
+    if isinstance(layer, inference.Attention) or (isinstance(layer, inference.Convolution) and layer.is_binary):
+        return 1
+    return getattr(getattr(layer, "input_quantizer", None), "precision", None)
 
 
 def _weight_precision(layer, weight):
@@ -312,8 +318,7 @@ def _counts(*layer_types):
 
 def _precision(layer):
     """Returns the bits of the wider operand of the product of a layer's inputs with its kernel."""
-    inputs = getattr(getattr(layer, "input_quantizer", None), "precision", None) or 32
-    return max(inputs, _weight_precision(layer, layer.kernel))
+    return max(_input_precision(layer) or 32, _weight_precision(layer, layer.kernel))
 
 
 def _total(counts):
@@ -324,20 +329,17 @@ def _total(counts):
     return dict(sorted(total.items()))
 
 
-@_counts(keras.layers.Dense, inference.Dense)
-def _dense(layer, call):
-    return {_precision(layer): math.prod(call.output) // layer.units * math.prod(layer.kernel.shape)}
-
-
-@_counts(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-def _convolution(layer, call):
-    return {_precision(layer): math.prod(call.output) // layer.filters * math.prod(layer.kernel.shape)}
-
-
-@_counts(inference.Convolution)
-def _frozen_convolution(layer, call):
-    precision = 1 if layer.is_binary else 32
-    return {precision: math.prod(call.output[:-1]) * math.prod(layer.kernel.shape)}
+@_counts(
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    inference.Dense,
+    inference.Convolution,
+)
+def _products_with_kernel(layer, call):
+    units = layer.kernel.shape[-1]
+    return {_precision(layer): math.prod(call.output) // units * math.prod(layer.kernel.shape)}
 
 
 @_counts(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -375,7 +377,7 @@ def _einsum_dense(layer, call):
 def _binary_attention(layer, call):
     _, height, width, channels = call.output
     products = (height * width) * (height * width // layer.reduction**2) * channels
-    signs = getattr(layer.input_quantizer, "precision", None) or 32
+    signs = _input_precision(layer) or 32
     probabilities = quantizers.ElasticBinarizer.precision if layer.binary_probabilities else 32
     return _total([{signs: products}, {max(signs, probabilities): products}])
 

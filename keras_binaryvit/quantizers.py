@@ -26,20 +26,24 @@ def _register(*aliases: str):
     return register
 
 
-def _with_gradient(value, gradient):
-    """Returns f with f(x) = `value(x)` whose gradient is `gradient(x, upstream)`."""
+def _with_gradient(value, gradient, *constants):
+    """Returns f with f(x) = `value(x)` whose gradient is `gradient(x, upstream, *constants)`.
+
+    Tensors that the gradient needs are `constants`: JAX's rematerialisation loses those of an enclosing function.
+    """
 
     @ops.custom_gradient
-    def function(x):
+    def function(x, *constants):
         def grad(*args, upstream=None):
-            return gradient(x, args[0] if upstream is None else upstream)
+            to_x = gradient(x, args[0] if upstream is None else upstream, *constants)
+            return to_x, *(ops.zeros_like(constant) for constant in constants)
 
         return value(x), grad
 
     def of_tensor(x):
         x = ops.convert_to_tensor(x)
         # TensorFlow's custom gradients take no variables.
-        return function(ops.copy(x) if hasattr(x, "assign") else x)
+        return function(ops.copy(x) if hasattr(x, "assign") else x, *constants)
 
     return of_tensor
 
@@ -301,11 +305,11 @@ class ScaledSign(Quantizer):
         if self.centered:
             kernel = kernel - ops.mean(kernel, axis=tuple(range(len(kernel.shape) - 1)), keepdims=True)
 
-        def gradient(x, upstream):
+        def gradient(x, upstream, scale):
             # Whoever multiplies by `scale` multiplies the gradient by it too; the paper's gradient has no such factor.
             return ops.where(ops.abs(x) <= 1, upstream / scale, ops.zeros_like(upstream))
 
-        return _with_gradient(_sign, gradient)(kernel), scale
+        return _with_gradient(_sign, gradient, scale)(kernel), scale
 
     def get_config(self):
         return {"centered": self.centered}

@@ -8,6 +8,7 @@ from keras_binaryvit.layers.attention import BinarySelfAttention
 from keras_binaryvit.layers.feed_forward import BinaryFeedForward
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import MultiBranchAveragePooling
+from keras_binaryvit.layers.rematerialization import rematerialized
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -30,6 +31,8 @@ class BinaryTransformerBlock(keras.layers.Layer):
         branches: Whether the pooling branches are there.
         affine: Whether the two `Affine` are there; the branches have theirs either way.
         binary_probabilities: Whether attention probabilities are binary.
+        remat: Whether training computes the block's intermediate results again in the backward pass, rather than keep
+            them: less memory, more time, the same gradients.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out.
 
@@ -47,6 +50,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
         branches: bool = True,
         affine: bool = True,
         binary_probabilities: bool = True,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -58,6 +62,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
         self.drop_path_rate = drop_path_rate
         self.has_branches = branches
         self.has_affine = affine
+        self.remat = remat
         affine_layer = ResidualAffine if affine else keras.layers.Identity
         self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
         self.attention = BinarySelfAttention(
@@ -88,6 +93,11 @@ class BinaryTransformerBlock(keras.layers.Layer):
                 layer.build(input_shape)
 
     def call(self, inputs, training=None):
+        if self.remat and training:
+            return rematerialized(self, lambda x: self._outputs(x, training=True), inputs)
+        return self._outputs(inputs, training)
+
+    def _outputs(self, inputs, training):
         x = self.attention(self.attention_norm(inputs, training=training), training=training)
         x = inputs + self.drop_path(self.attention_affine(x), training=training)
         h = self.feed_forward_norm(x, training=training)
@@ -110,4 +120,5 @@ class BinaryTransformerBlock(keras.layers.Layer):
             "branches": self.has_branches,
             "affine": self.has_affine,
             "binary_probabilities": self.attention.binary_probabilities,
+            "remat": self.remat,
         }

@@ -60,6 +60,8 @@ class BinaryViT(PresetModel):
         conv_kernel_quantizer: Of the binary patch mergings' kernels: whatever `quantizers.get` takes.
         binary_probabilities: Whether attention probabilities are binary. With False, and None for all quantisers, the
             network is the same in real numbers.
+        remat: Whether training computes what happens inside a block again in the backward pass, rather than keep it:
+            less memory, more time, the same gradients.
         **kwargs: `name`, and other arguments of `keras.Model`.
 
     Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
@@ -88,6 +90,7 @@ class BinaryViT(PresetModel):
         kernel_quantizer="centered_scaled_sign",
         conv_kernel_quantizer="scaled_sign",
         binary_probabilities: bool = True,
+        remat: bool = False,
         **kwargs,
     ):
         stages = {
@@ -134,6 +137,7 @@ class BinaryViT(PresetModel):
                     input_quantizer,
                     kernel_quantizer,
                     binary_probabilities=binary_probabilities,
+                    remat=remat,
                     dtype=dtype,
                     name=f"block_{block}",
                 )(x)
@@ -153,6 +157,7 @@ class BinaryViT(PresetModel):
         self.kernel_quantizer = kernel_quantizer
         self.conv_kernel_quantizer = conv_kernel_quantizer
         self.binary_probabilities = binary_probabilities
+        self.remat = remat
         self._layers_dtype = dtype
 
     def get_config(self) -> dict:
@@ -170,5 +175,6 @@ class BinaryViT(PresetModel):
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "conv_kernel_quantizer": quantizers.serialize(self.conv_kernel_quantizer),
             "binary_probabilities": self.binary_probabilities,
+            "remat": self.remat,
             "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
         }

@@ -42,6 +42,8 @@ class FlatBinaryViT(PresetModel):
         kernel_quantizer: Of all binary dense kernels: whatever `quantizers.get` takes.
         binary_probabilities: Whether attention probabilities are binary. With False, and None for both quantisers, the
             network is the same in real numbers.
+        remat: Whether training computes what happens inside a block again in the backward pass, rather than keep it:
+            less memory, more time, the same gradients.
         **kwargs: `name`, and other arguments of `keras.Model`.
 
     Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
@@ -70,6 +72,7 @@ class FlatBinaryViT(PresetModel):
         input_quantizer="approx_sign",
         kernel_quantizer="centered_scaled_sign",
         binary_probabilities: bool = True,
+        remat: bool = False,
         **kwargs,
     ):
         if class_token and branches:
@@ -97,6 +100,7 @@ class FlatBinaryViT(PresetModel):
                 branches=branches,
                 affine=affine,
                 binary_probabilities=binary_probabilities,
+                remat=remat,
                 dtype=dtype,
                 name=f"block_{block}",
             )(x)
@@ -123,6 +127,7 @@ class FlatBinaryViT(PresetModel):
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
         self.binary_probabilities = binary_probabilities
+        self.remat = remat
         self._layers_dtype = dtype
 
     def get_config(self) -> dict:
@@ -144,5 +149,6 @@ class FlatBinaryViT(PresetModel):
             "input_quantizer": quantizers.serialize(self.input_quantizer),
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "binary_probabilities": self.binary_probabilities,
+            "remat": self.remat,
             "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
         }
