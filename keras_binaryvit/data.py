@@ -90,6 +90,7 @@ def load(
     cache: bool | str | os.PathLike | None = None,
     drop_remainder: bool = False,
     first_epoch: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> "tf.data.Dataset":
     """Read a split as batches of normalised images and labels, ready for `model.fit` on every Keras backend.
 
@@ -103,7 +104,7 @@ def load(
     Args:
         name, data_dir: see `info`.
         split: a split, a slice of one in TFDS's notation (`train[:1000]`, `train[10%:20%]`), or a sum of such with `+`.
-        batch_size: images in a batch.
+        batch_size: images in a batch, of all hosts together.
         image_size: height and width to make, in pixels; None means as stored.
         augment: `"random_resized_crop"` (8 to 100 % of the area, aspect 3/4 to 4/3), `"pad_crop"` (a crop out of the
             image with a black border of an eighth of its size), False for none, True for the one that is usual: crops
@@ -113,10 +114,14 @@ def load(
         seed: of shuffling and augmentation.
         cache: True keeps in memory what is the same in every epoch: decoded images, or the encoded ones where random
             crops are decoded from them. None does so below 1 GiB, False never. A path keeps it in that file, of which
-            every combination of data set, split, image_size and augment needs its own.
+            every combination of data set, split, image_size, augment and shard needs its own.
         drop_remainder: leave out the last batch if it isn't full.
         first_epoch: the epoch to start with, counted from 0, for training that continues: the batches of the first
             pass are those which a data set from the start gives in its pass `first_epoch`.
+        shard: (host, hosts), for training on several hosts: this one, counted from 0, reads the host-th of equal parts
+            of the split, and has batches of `batch_size / hosts` images. All have the same number of batches. No
+            example is in two parts; with `drop_remainder` up to `hosts - 1` are in none. Which examples meet in a batch
+            depends on the number of hosts.
 
     Returns:
         A `tf.data.Dataset` of (images, labels): float32 [batch, height, width, channels], see `normalize`, and int32
@@ -145,6 +150,10 @@ def load(
     if shuffle is None:
         shuffle = split.startswith("train")
     ranges = _parse_split(split, described)
+    if shard != (0, 1):
+        ranges, batch_size = _share(ranges, batch_size, shard, drop_remainder)
+        split = "+".join(f"{part}[{start}:{stop}]" for part, start, stop in ranges)
+        seed += shard[0]  # otherwise all hosts would augment alike
     count = sum(stop - start for _, start, stop in ranges)
 
     tf = _require("tensorflow", "tensorflow")
@@ -285,6 +294,30 @@ def _parse_bound(bound, total, default):
         return default
     value = round(int(bound[:-1]) * total / 100) if bound.endswith("%") else int(bound)
     return max(0, total + value) if value < 0 else value
+
+
+def _share(ranges, batch_size, shard, drop_remainder):
+    """Return the ranges of one host's part of `ranges`, and its part of `batch_size`."""
+    pair = isinstance(shard, tuple | list) and len(shard) == 2 and all(isinstance(n, numbers.Integral) for n in shard)
+    if not pair or not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard must be (host, hosts), the host from 0 to hosts - 1, not {shard!r}.")
+    host, hosts = shard
+    if batch_size % hosts:
+        raise ValueError(f"batch_size must be a multiple of the {hosts} hosts of shard={shard!r}, not {batch_size}.")
+    count = sum(stop - start for _, start, stop in ranges)
+    size = count // hosts
+    if size == 0 or (count % hosts and not drop_remainder):
+        raise ValueError(
+            f"{hosts} hosts can't share {count} examples evenly: choose a split whose length is a multiple of {hosts}, "
+            f"or leave out {count % hosts} of them with drop_remainder=True."
+        )
+    parts, before = [], 0
+    for split, start, stop in ranges:
+        lower, upper = max(host * size, before), min((host + 1) * size, before + stop - start)
+        if lower < upper:
+            parts.append((split, start + lower - before, start + upper - before))
+        before += stop - start
+    return parts, batch_size // hosts
 
 
 def _digits():

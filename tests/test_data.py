@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from keras_binaryvit import data
@@ -272,6 +274,77 @@ def test_varying_sizes_are_resized_and_cropped_in_the_centre(data_dir, name, tol
     assert np.abs(images.astype(int) - expected).max() <= tolerance
     for cache in (False, True):
         np.testing.assert_array_equal(images, pixels(name, data_dir, image_size=28, cache=cache))
+
+
+# Several hosts.
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@given(hosts=st.integers(1, 5), batch=st.integers(1, 4), parts=st.lists(st.integers(1, 12), min_size=1, max_size=3))
+def test_hosts_read_consecutive_parts(hosts, batch, parts):
+    split = "+".join(f"train[{40 * i}:{40 * i + length}]" for i, length in enumerate(parts))
+    total = sum(parts) // hosts * hosts
+    arguments = {"split": split, "shuffle": False, "batch_size": batch * hosts, "drop_remainder": total < sum(parts)}
+    if total == 0:
+        with pytest.raises(ValueError, match=f"{hosts} hosts can't share"):
+            data.load(shard=(0, hosts), **arguments)
+        return
+    everything, _ = arrays(data.load(split=split, shuffle=False))
+    steps, shares = [], []
+    for host in range(hosts):
+        dataset = data.load(shard=(host, hosts), **arguments)
+        images = [images for images, _ in dataset.as_numpy_iterator()]
+        assert all(len(part) == batch for part in images[:-1])
+        steps.append(len(images))
+        shares.append(np.concatenate(images) if images else everything[:0])
+    assert len(set(steps)) == 1
+    for host, share in enumerate(shares):
+        size = total // hosts
+        length = size // batch * batch if arguments["drop_remainder"] else size
+        np.testing.assert_array_equal(share, everything[host * size : host * size + length])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_all_files(data_dir, hosts, cache):
+    everything = sorted(image.tobytes() for image in pixels("fixed", data_dir))
+    for shuffle in (True, False):
+        shares = []
+        for host in range(hosts):
+            arguments = {"shard": (host, hosts), "batch_size": 8, "shuffle": shuffle, "cache": cache}
+            images = arrays(data.load("fixed", data_dir=data_dir, **arguments))[0]
+            shares.append([image.tobytes() for image in data.denormalize(images, "fixed")])
+        assert {len(share) for share in shares} == {20 // hosts}
+        assert sorted(sum(shares, [])) == everything
+
+
+def test_hosts_augment_differently(data_dir):
+    def epochs(host):
+        dataset = data.load(
+            "fixed", "train[3:4]+train[3:4]", data_dir=data_dir, augment=True, batch_size=2, shard=(host, 2)
+        )
+        return np.stack([arrays(dataset)[0] for _ in range(3)])
+
+    assert epochs(0).shape == epochs(1).shape == (3, 1, 16, 16, 3)
+    assert not np.array_equal(epochs(0), epochs(1))
+    np.testing.assert_array_equal(epochs(1), epochs(1))
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), (0, 1, 2), (0.0, 2), None, 2])
+def test_bad_shard(shard):
+    with pytest.raises(ValueError, match=r"shard must be \(host, hosts\), the host from 0 to hosts - 1"):
+        data.load(shard=shard)
+
+
+def test_shards_are_equal():
+    with pytest.raises(
+        ValueError, match="2 hosts can't share 355 examples evenly: choose .* a multiple of 2, or leave"
+    ):
+        data.load(split="test", shard=(0, 2))
+    assert len(data.load(split="test[:-1]", shard=(1, 2), batch_size=100)) == 4
+    assert len(data.load(split="test", shard=(1, 2), batch_size=100, drop_remainder=True)) == 3
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple of the 3 hosts of shard=\(0, 3\), not 128"):
+        data.load(shard=(0, 3))
 
 
 # Augmentation.

@@ -5,6 +5,7 @@ differentiation writes into a strided loop; as a product with a row of ones it i
 the true sum.
 """
 
+import keras
 from keras import ops
 
 
@@ -16,6 +17,22 @@ def channel_sum(x):
         # axes, because XLA makes a product with a broadcast matrix one product with a transposed copy of x.
         x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2])), x)
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
+
+
+def batch_mean(sums, x):
+    """Returns the means of per-channel quantities over the global batch, and its number of positions, in float32.
+
+    `sums` are theirs over all positions of `x`, `(..., channels)`. In `keras.distribution` that is the global batch. In
+    a `tf.distribute` strategy it is the part of one replica, and the replicas' sums and positions are added up.
+    """
+    count = ops.cast(ops.size(x), "float32") / x.shape[-1]
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            sums, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [sums, count])
+    return sums / count, count
 
 
 def custom_gradient(function):
@@ -71,18 +88,19 @@ def rprelu(x, input_shift, slope, output_shift):
 
 @custom_gradient
 def normalize(x, mean, deviation, gamma, beta):
-    """Returns `(x - mean) / deviation * gamma + beta` for the `mean` and standard `deviation` of `x` itself.
+    """Returns `(x - mean) / deviation * gamma + beta` for the global batch's `mean` and standard `deviation` of `x`.
 
-    The gradient to `x` counts its ways through the mean and the deviation; these two get none.
+    The gradient to `x` counts its ways through the mean and the deviation; these two get none. Those to `gamma` and
+    `beta` are sums over `x` alone, which the optimizer adds up over the replicas.
     """
 
     def gradient(upstream):
         centered = x - mean
         to_beta = channel_sum(upstream)
         to_gamma = channel_sum(upstream * centered) / deviation
-        count = ops.cast(ops.size(x), x.dtype) / x.shape[-1]
+        means, _ = batch_mean(ops.stack([to_beta, to_gamma]), x)  # in one round of communication
         slope = gamma / deviation
-        to_x = upstream * slope - (slope * to_beta / count + centered * (slope * to_gamma / (count * deviation)))
+        to_x = upstream * slope - (slope * means[0] + centered * (slope * means[1] / deviation))
         return to_x, ops.zeros_like(mean), ops.zeros_like(deviation), to_gamma, to_beta
 
     return (x - mean) * (gamma / deviation) + beta, gradient

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_binaryvit.layers.channelwise import channel_sum, normalize
+from keras_binaryvit.layers.channelwise import batch_mean, channel_sum, normalize
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -12,6 +12,9 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     The running variance follows the unbiased variance of a batch, n / (n - 1) times the biased one that normalises it;
     Keras' own layer follows the biased one. The inference model sees the difference where a batch has few positions.
+
+    On several devices the statistics are those of the global batch, as in the paper's recipe, whatever distributes it:
+    `keras.distribution` or `tf.distribute`.
 
     Args:
         momentum: Share of the running statistics that a step keeps.
@@ -26,7 +29,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
         if self.axis != -1 or not (self.center and self.scale) or self.renorm or self.synchronized:
             raise ValueError(
-                "BatchNorm normalises the last axis, with centre and scale, without renorm or synchronisation. "
+                "BatchNorm normalises the last axis, with centre and scale, without renorm; synchronized keeps its "
+                "default, as the statistics are those of the global batch anyway. "
                 f"Received: axis={self.axis}, center={self.center}, scale={self.scale}, renorm={self.renorm}, "
                 f"synchronized={self.synchronized}"
             )
@@ -35,9 +39,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         if not (training and self.trainable):
             return super().call(inputs, training=False, mask=mask)
         x = ops.cast(inputs, "float32")
-        count = ops.cast(ops.size(x), "float32") / x.shape[-1]
-        mean = ops.stop_gradient(channel_sum(x) / count)
-        variance = ops.stop_gradient(channel_sum(ops.square(x - mean)) / count)
+        mean, count = batch_mean(channel_sum(ops.stop_gradient(x)), x)
+        variance, _ = batch_mean(channel_sum(ops.square(ops.stop_gradient(x) - mean)), x)
         outputs = normalize(x, mean, ops.sqrt(variance + self.epsilon), self.gamma, self.beta)
 
         unbiased = variance * (count / ops.maximum(count - 1, 1))

@@ -1,0 +1,169 @@
+"""Training on several devices and hosts: virtual devices of this machine's CPU, in processes of their own."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_binaryvit as kb
+from keras_binaryvit.training import distribution
+
+pytest.importorskip("sklearn")
+tf = pytest.importorskip("tensorflow")
+
+WORKER = Path(__file__).with_name("scaling_worker.py")
+# Sums in another order differ in their last bits, about 1e-7 of the sum. A binariser doesn't pass that on, unless its
+# input is so close to the threshold that a bit flips; then the loss moves by 1e-4 or more and the weights after it by
+# 1e-3. Among the few thousand binarised values of five small steps none is that close. So this tells rounding, which
+# is allowed, from statistics of half a batch, gradients without a factor, or lost examples, which change 1e-2.
+TOLERANCE = 1e-5
+
+
+def run_workers(backend, folder, *processes):
+    """Runs worker processes side by side, each with its own arguments, and returns what they recorded."""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[2])}
+    files = [folder / f"{number}.npz" for number in range(len(processes))]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(file), *map(str, arguments)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for file, arguments in zip(files, processes, strict=True)
+    ]
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors[-5000:]
+    finally:
+        for process in running:
+            process.kill()
+    return [dict(np.load(file)) for file in files]
+
+
+def trained(backend, tmp_path_factory, devices):
+    (record,) = run_workers(backend, tmp_path_factory.mktemp("worker"), ("--devices", devices))
+    return record
+
+
+@pytest.fixture(scope="module")
+def jax_one(tmp_path_factory):
+    pytest.importorskip("jax")
+    return trained("jax", tmp_path_factory, 1)
+
+
+@pytest.fixture(scope="module")
+def jax_two(tmp_path_factory):
+    pytest.importorskip("jax")
+    return trained("jax", tmp_path_factory, 2)
+
+
+@pytest.fixture(scope="module")
+def tensorflow_one(tmp_path_factory):
+    return trained("tensorflow", tmp_path_factory, 1)
+
+
+@pytest.fixture(scope="module")
+def tensorflow_two(tmp_path_factory):
+    return trained("tensorflow", tmp_path_factory, 2)
+
+
+def check_same_training(actual, expected):
+    weights = [name for name in expected if name.startswith("weight ")]
+    assert len(expected["loss"]) == 5 and len(weights) > 80
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=TOLERANCE)
+    for name in weights:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_two_devices_on_jax(jax_one, jax_two):
+    assert list(jax_one["devices"]) == ["cpu:0"] and list(jax_two["devices"]) == ["cpu:0", "cpu:1"]
+    check_same_training(jax_two, jax_one)
+
+
+def test_two_devices_on_tensorflow(tensorflow_one, tensorflow_two):
+    assert list(tensorflow_two["devices"]) == ["cpu:0", "cpu:1"]
+    check_same_training(tensorflow_two, tensorflow_one)
+    assert tensorflow_two["equal replicas"]
+
+
+def test_two_processes_on_jax(jax_one, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = ("--devices", 1, "--processes", 2, "--address", address, "--process")
+    records = run_workers("jax", tmp_path, (*arguments, 0), (*arguments, 1))
+    for record in records:
+        check_same_training(record, jax_one)
+    # Each has read its own half of every batch: the process alone joins both.
+    assert [record["labels"].shape for record in records] == [(5, 8)] * 2
+    np.testing.assert_array_equal(np.concatenate([record["labels"] for record in records], axis=1), jax_one["labels"])
+
+
+@pytest.mark.parametrize("name", ["jax_two", "tensorflow_two"])
+def test_batches_that_dont_divide(name, request):
+    record = request.getfixturevalue(name)
+    message = "A batch must divide evenly among the 2 devices of its host: use a batch size that is a multiple of 2"
+    assert str(record["odd batches"]).startswith(f"ValueError: {message}")
+    assert str(record["odd batches"]).endswith("Received: a batch of 7")
+    assert message in str(record["odd last batch"])
+    assert record["finite"]  # the model is still there
+
+
+# In this process, with one device.
+
+
+backend_is = keras.backend.backend()
+here = pytest.mark.skipif(backend_is == "torch", reason="not on PyTorch")
+
+
+@here
+@pytest.mark.parametrize("devices", [None, 1, ["cpu:0"], ["CPU:0"]])
+def test_one_device(devices):
+    with kb.training.distribute(devices) as found:
+        assert found == kb.training.Distribution(("cpu:0",))
+        assert found.shard == (0, 1)
+        assert (keras.distribution.distribution() is not None) == (backend_is == "jax")
+    assert keras.distribution.distribution() is None
+
+
+@here
+@pytest.mark.parametrize("devices", [0, 2, True, 1.0, "cpu:0", [], ["gpu:7"], ["cpu:0", "cpu:0"], [0]])
+def test_bad_devices(devices):
+    with pytest.raises(ValueError, match="number from 1 to 1, or a list of different ones of these: cpu:0.*devices="):
+        with kb.training.distribute(devices):
+            pass
+
+
+@pytest.mark.skipif(backend_is != "tensorflow", reason="on TensorFlow")
+@pytest.mark.parametrize("variable", ["TF_CONFIG", "KERAS_DISTRIBUTION_NUM_PROCESSES", None])
+def test_tensorflow_is_for_one_host(variable, monkeypatch):
+    if variable:
+        monkeypatch.setenv(variable, "2")
+    with pytest.raises(ValueError, match="Set KERAS_BACKEND=jax for several hosts"):
+        with kb.training.distribute(**({} if variable else {"num_processes": 2})):
+            pass
+
+
+def test_other_backends(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(RuntimeError, match="works on JAX and TensorFlow; the Keras backend is 'torch'.*KERAS_BACKEND"):
+        with kb.training.distribute():
+            pass
+
+
+@pytest.mark.parametrize("structure", ["images", "images, labels", "dictionary"])
+def test_check_of_batches_keeps_their_contents(structure):
+    images, labels = np.arange(24.0).reshape(12, 2), np.arange(12)
+    arrays = {"images": images, "images, labels": (images, labels), "dictionary": ({"a": images}, labels, labels)}
+    dataset = tf.data.Dataset.from_tensor_slices(arrays[structure]).batch(4)
+    checked = distribution._check_batches(dataset, 2)
+    assert checked.element_spec == dataset.element_spec and len(checked) == 3
+    for expected, actual in zip(dataset, checked, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, actual)
