@@ -131,7 +131,9 @@ def trained_with_bop(optimizer):
     keras.utils.set_random_seed(3)
     model = kb.FlatBinaryViT((8, 8, 1), 10, 4, embed_dim=32, depth=1, num_heads=1, kernel_quantizer="ste_sign")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=keras.backend.backend() == "jax")
+    # A few steps as they are take less time than a compilation.
+    backend = keras.backend.backend()
+    model.compile(optimizer, loss, jit_compile=backend == "jax", run_eagerly=backend == "tensorflow")
     images, labels = next(iter(kb.data.load("digits", "train", batch_size=64).as_numpy_iterator()))
     return model, model.fit(images, labels, batch_size=32, epochs=8, verbose=0).history, (images, labels)
 

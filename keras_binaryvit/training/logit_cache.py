@@ -184,7 +184,7 @@ def _read(path):
         raise FileNotFoundError(f"There is no file {str(path)!r}; cache_logits writes it.")
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{str(path)!r} is no whole .npy file: remove it and call cache_logits. ({error})") from error
     if rows.dtype.names != ("key", "logits") or not len(rows):
         raise ValueError(f"{str(path)!r} wasn't written by cache_logits: it holds {rows.dtype}.")
