@@ -60,7 +60,8 @@ def info(name: str = "digits", data_dir: str | os.PathLike | None = None) -> Dat
 
     Args:
         name: `digits`, or a TFDS name such as `cifar10`, `imagenet2012` or `mnist_corrupted/fog:1.0.0`.
-        data_dir: folder of prepared TFDS data sets; None means TFDS's default. `digits` doesn't use it.
+        data_dir: folder of prepared TFDS data sets, local or in a file system that TensorFlow reads, such as
+            `gs://bucket/folder`; None means TFDS's default. `digits` doesn't use it.
 
     Raises:
         ValueError: no data set has this name, or it isn't one of images (uint8, grey or RGB) with class labels.
@@ -334,8 +335,11 @@ def _builder(name, data_dir):
     """Find a prepared TFDS data set. Only files are looked at, so that nothing can be downloaded."""
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)  # in Python no shell does it
-    if data_dir is not None and not os.path.isdir(data_dir):
-        raise FileNotFoundError(f"data_dir {os.fspath(data_dir)!r} doesn't exist.")
+    remote = data_dir is not None and "://" in os.fspath(data_dir)
+    is_folder = _require("tensorflow", "tensorflow").io.gfile.isdir if remote else os.path.isdir
+    if data_dir is not None and not is_folder(data_dir):
+        unless = " or TensorFlow doesn't read such addresses" if remote else ""
+        raise FileNotFoundError(f"data_dir {os.fspath(data_dir)!r} doesn't exist{unless}.")
     tfds = _require("tensorflow_datasets", "data")
     try:
         # Not tfds.builder: it asks for the version which the installed TFDS would write, not for the one that is there.

@@ -235,6 +235,20 @@ def test_data_dir_may_begin_with_the_home_folder(data_dir, monkeypatch):
     assert data.info("fixed", "~") == data.info("fixed", data_dir)
 
 
+def test_data_dir_on_object_storage(data_dir, monkeypatch):
+    bucket, find = "gs://bucket/data", tfds.core.read_only_builder.builder_from_files
+    monkeypatch.setattr(tf.io.gfile, "isdir", lambda path: path == bucket)
+    monkeypatch.setattr(
+        tfds.core.read_only_builder,
+        "builder_from_files",
+        lambda name, data_dir: find(name, data_dir=folder if data_dir == bucket else data_dir),
+    )
+    folder = data_dir
+    assert data.info("fixed", bucket) == data.info("fixed", data_dir)
+    with pytest.raises(FileNotFoundError, match="data_dir 'gs://bucket/other' doesn't exist"):
+        data.info("fixed", "gs://bucket/other")
+
+
 def test_tfds_info(data_dir):
     names = ("cat", "dog", "owl")
     assert data.info("fixed", data_dir) == data.DatasetInfo("fixed", 3, names, (16, 16, 3), {"train": 20, "test": 20})
