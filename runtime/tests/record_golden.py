@@ -1,7 +1,7 @@
 """Records the golden networks and what LCE's interpreter makes of them: `python tests/record_golden.py`.
 
-Needs larq, larq-compute-engine and keras-binaryvit. Each network is converted in a process of its own, as Larq wants Keras
-2 and keras-binaryvit Keras 3.
+Needs larq, larq-compute-engine and keras-binaryvit. Each network is converted in a process of its own, as Larq wants
+Keras 2 and keras-binaryvit Keras 3.
 """
 
 import os

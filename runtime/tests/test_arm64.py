@@ -1,0 +1,98 @@
+"""The aarch64 library in the stock aarch64 wheel, on an emulated board, against this machine's results."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from binaryvit_runtime import Interpreter
+from models import Tensor, options, pack, run, single_op
+from test_kernels import product
+
+HERE = Path(__file__).parent
+
+if platform.machine() != "x86_64":
+    pytest.skip("the comparison is with x86-64", allow_module_level=True)
+for tool in ("qemu-aarch64", "aarch64-linux-gnu-g++", "cmake"):
+    if not shutil.which(tool):
+        message = f"{tool} isn't installed; apt-get install qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross cmake"
+        pytest.skip(message, allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    build = tmp_path_factory.mktemp("build")
+    toolchain = HERE.parent / "cmake" / "aarch64.cmake"
+    configure = ["cmake", "-S", HERE.parent, "-B", build, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", build, "-j", "2"], check=True, capture_output=True)
+    return build / "libbinaryvit_runtime.so"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder of models, inputs and this machine's outputs; binary operators must give the same bits."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def record(name, flatbuffer, x, output, atol=0.0):
+        (folder / f"{name}.tflite").write_bytes(flatbuffer)
+        np.savez(folder / f"{name}.npz", input=x, output=output, atol=atol)
+
+    for name in "residual", "transformer":
+        flatbuffer = (HERE / "golden" / f"{name}.tflite").read_bytes()
+        x = np.load(HERE / "golden" / f"{name}.npz")["images"][:1]
+        output = Interpreter(flatbuffer).predict(x)
+        record(name, flatbuffer, x, output, atol=2e-5 * np.abs(output).max())  # XNNPACK rounds as the processor does
+
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        channels = int(rng.choice([1, 31, 32, 64, 100, 512, 1100]))
+        sizes = int(rng.integers(1, 40)), channels, int(rng.integers(1, 80)), int(rng.choice([0, 1, 3]))
+        flatbuffer, x, _ = product(*sizes, seed=index)
+        record(f"product_{index}", flatbuffer, x, run(flatbuffer, x))
+    for index in range(20):
+        flatbuffer, x = convolution(rng)
+        record(f"convolution_{index}", flatbuffer, x, run(flatbuffer, x))
+    for channels in 1, 31, 32, 100, 128, 513:
+        x = rng.choice([0.0, -0.0, np.nan, -np.inf, 1e-45, -1e-45, 1, -1], (1, 3, channels)).astype(np.float32)
+        output = Tensor((1, 3, -(-channels // 32)), "int32")
+        record(f"quantize_{channels}", single_op("LceQuantize", [Tensor(x.shape, "float32")], output), x, pack(x))
+    return folder
+
+
+def convolution(rng):
+    """Returns a convolution of 3 x 3 positions around zeros or ones, with any output, and its input."""
+    channels, units = int(rng.integers(1, 80)), int(rng.integers(1, 40))
+    dtype = str(rng.choice(["float32", "int8", "int32"]))
+    x, kernel = (pack(rng.choice([-1, 1], shape)) for shape in [(1, 5, 6, channels), (units, 3, 3, channels)])
+    multiplier, bias = rng.normal(size=(2, units)).astype(np.float32)
+    threshold = rng.integers(0, 9 * channels, units, dtype=np.int32)
+    inputs = [Tensor(x.shape, "int32"), Tensor(kernel.shape, "int32", kernel)]
+    inputs += [Tensor((units,), "float32", multiplier), Tensor((units,), "float32", bias)]
+    inputs += [Tensor((units,), "int32", threshold)]
+    custom_options = options(
+        stride_height=1,
+        stride_width=2,
+        dilation_height_factor=1,
+        dilation_width_factor=1,
+        padding=0,
+        pad_values=int(rng.integers(0, 2)),
+        channels_in=channels,
+        fused_activation_function=0,
+    )
+    depth = -(-units // 32) if dtype == "int32" else units
+    output = Tensor((1, 5, 3, depth), dtype, quantization=(0.25, 3) if dtype == "int8" else None)
+    return single_op("LceBconv2d", inputs, output, custom_options), x
+
+
+@pytest.mark.parametrize("litert", ["1.4.0", "2.3.0"])
+@pytest.mark.parametrize("cpu, kernel_set", [("cortex-a72", "neon"), ("cortex-a76", "dotprod"), ("cortex-a72", "scalar")])
+def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, library, models):
+    settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, "PYTHONPATH": ""}
+    command = [HERE / "arm64.sh", HERE / "arm64_check.py", models, library]
+    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "68 models agree" in result.stdout
