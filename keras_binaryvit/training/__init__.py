@@ -1,5 +1,27 @@
 """Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarisation."""
 
+from keras_binaryvit.training.checkpoints import CheckpointError, Checkpoints
+from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN
+from keras_binaryvit.training.distribution import Distribution, distribute
+from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
 from keras_binaryvit.training.losses import SoftCrossEntropy
+from keras_binaryvit.training.recipe import CosineSchedule, scaled_learning_rate
+from keras_binaryvit.training.stages import copy_weights, with_real_kernels
+from keras_binaryvit.training.teachers import AdaptedTeacher
 
-__all__ = ["SoftCrossEntropy"]
+__all__ = [
+    "AdaptedTeacher",
+    "CheckpointError",
+    "Checkpoints",
+    "CosineSchedule",
+    "Distiller",
+    "Distribution",
+    "RaiseOnNaN",
+    "SoftCrossEntropy",
+    "cache_logits",
+    "copy_weights",
+    "distribute",
+    "scaled_learning_rate",
+    "with_cached_logits",
+    "with_real_kernels",
+]
