@@ -128,6 +128,8 @@ def load(
         A `tf.data.Dataset` of (images, labels): float32 [batch, height, width, channels], see `normalize`, and int32
         [batch].
 
+    An image which can't be decoded ends the epoch with TensorFlow's error; `damaged` finds all.
+
     Raises:
         ValueError: an argument is out of its range, or `image_size` isn't given where images differ in size; for
             others, and for FileNotFoundError and ImportError, see `info`.
@@ -219,6 +221,38 @@ def load(
     else:
         dataset = dataset.map(finish, **parallel)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def damaged(name: str, split: str = "train", *, data_dir: str | os.PathLike | None = None) -> list[int]:
+    """Find the images of a split which can't be decoded, any of which would end a training in the middle of an epoch.
+
+    A split without example 57, counted from 0, is `"train[:57]+train[58:]"`.
+
+    Args:
+        name, data_dir: see `info`.
+        split: a whole split, such as `train`.
+
+    Returns:
+        Their positions in the split, in the order of the files.
+
+    Raises:
+        ValueError: `split` isn't one; for others, and for FileNotFoundError and ImportError, see `info`.
+    """
+    described = info(name, data_dir)
+    if split not in described.num_examples:
+        raise ValueError(f"{described.name!r} has {list(described.num_examples)} and no split {split!r}.")
+    tf = _require("tensorflow", "tensorflow")
+
+    def decode(position, example):
+        image = example[0]
+        if image.dtype == tf.string:
+            image = tf.io.decode_image(image, channels=described.image_shape[-1], expand_animations=False)
+        return position, tf.reduce_max(image)  # something of the pixels, or nothing would be decoded
+
+    dataset = _read(name, split, _parse_split(split, described), data_dir, shuffle_files=False, seed=0, in_order=True)
+    decodable = dataset.enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    found = {int(position) for position, _ in decodable.as_numpy_iterator()}
+    return sorted(set(range(described.num_examples[split])) - found)
 
 
 def normalize(images: np.ndarray, name: str) -> np.ndarray:
@@ -367,7 +401,7 @@ def _builder(name, data_dir):
     return builder
 
 
-def _read(name, split, ranges, data_dir, shuffle_files, seed):
+def _read(name, split, ranges, data_dir, shuffle_files, seed, in_order=False):
     """Return a `tf.data.Dataset` of (image, label); the image is uint8 for digits and still encoded for others."""
     if name == "digits":
         tf = _require("tensorflow", "tensorflow")
@@ -380,7 +414,10 @@ def _read(name, split, ranges, data_dir, shuffle_files, seed):
         split=split,
         shuffle_files=shuffle_files,
         decoders=tfds.decode.PartialDecoding({"image": True, "label": True}, {"image": tfds.decode.SkipDecoding()}),
-        read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
+        # Several files are read by turns unless the order counts.
+        read_config=tfds.ReadConfig(
+            shuffle_seed=seed, try_autocache=False, **({"interleave_cycle_length": 1} if in_order else {})
+        ),
     )
     return dataset.map(lambda example: (example["image"], example["label"]))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import sys
 
 import numpy as np
@@ -635,3 +636,35 @@ def test_missing_packages(data_dir, monkeypatch, module, extra):
     name = "fixed" if extra == "data" else "digits"
     with pytest.raises(ImportError, match=rf"pip install keras-binaryvit\[{extra}\]"):
         data.load(name, data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def damaged_dir(tmp_path_factory):
+    """16 JPEGs in 4 files, of which three are damaged: cut short, garbage, and empty."""
+    folder = tmp_path_factory.mktemp("damaged")
+    files = [encode(smooth_image(20 + i, 30, i)).getvalue() for i in range(16)]
+    files[3], files[8], files[15] = files[3][:200], b"no image" * 50, b""
+    label = tfds.features.ClassLabel(num_classes=3)
+    # As text, which TFDS writes as it is, and read as an image.
+    examples = [{"image": content, "label": i % 3} for i, content in enumerate(files)]
+    write(folder, "holed", {"image": tfds.features.Tensor(shape=(), dtype=tf.string), "label": label}, examples, 4)
+    features = folder / "holed" / "1.2.3" / "features.json"
+    image = tfds.features.FeaturesDict({"image": tfds.features.Image(encoding_format="jpeg"), "label": label})
+    features.write_text(json.dumps(image.to_json()))
+    return folder
+
+
+def test_damaged(damaged_dir, data_dir):
+    found = data.damaged("holed", data_dir=damaged_dir)
+    # The order in which TFDS writes examples is its own: what remains must be readable, and nothing less will do.
+    assert len(found) == 3
+    bounds = [-1, *found, 16]
+    kept = "+".join(f"train[{a + 1}:{b}]" for a, b in zip(bounds, bounds[1:], strict=False) if a + 1 < b)
+    images, _ = arrays(data.load("holed", kept, image_size=16, batch_size=4, data_dir=damaged_dir))
+    assert len(images) == 13
+    for augment in (False, True):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            arrays(data.load("holed", image_size=16, batch_size=4, data_dir=damaged_dir, augment=augment))
+    assert data.damaged("varying", data_dir=data_dir) == []
+    with pytest.raises(ValueError, match="no split 'all'"):
+        data.damaged("varying", "all", data_dir=data_dir)
