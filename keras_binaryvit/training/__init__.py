@@ -5,17 +5,23 @@ from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN
 from keras_binaryvit.training.distribution import Distribution, distribute
 from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
 from keras_binaryvit.training.losses import SoftCrossEntropy
+from keras_binaryvit.training.monitoring import AttentionMonitor, FlipMonitor, LearningRateMonitor
+from keras_binaryvit.training.progress import ProgressBar
 from keras_binaryvit.training.recipe import CosineSchedule, scaled_learning_rate
 from keras_binaryvit.training.stages import copy_weights, with_real_kernels
 from keras_binaryvit.training.teachers import AdaptedTeacher
 
 __all__ = [
     "AdaptedTeacher",
+    "AttentionMonitor",
     "CheckpointError",
     "Checkpoints",
     "CosineSchedule",
     "Distiller",
     "Distribution",
+    "FlipMonitor",
+    "LearningRateMonitor",
+    "ProgressBar",
     "RaiseOnNaN",
     "SoftCrossEntropy",
     "cache_logits",
