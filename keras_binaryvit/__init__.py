@@ -12,6 +12,7 @@ from keras_binaryvit import (
     profile,
     quantizers,
     training,
+    visualize,
 )
 from keras_binaryvit.memory import keep_freed_memory
 from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
@@ -33,4 +34,5 @@ __all__ = [
     "profile",
     "quantizers",
     "training",
+    "visualize",
 ]

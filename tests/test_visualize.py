@@ -1,0 +1,161 @@
+"""visualize: what the figures show, read back from them."""
+
+import sys
+
+import numpy as np
+import pytest
+from layer_checks import normal, np_attention, np_norm, numpy, randomize
+
+import keras_binaryvit as kb
+
+pytest.importorskip("matplotlib")
+
+PYRAMID = {
+    "image_shape": (16, 24, 3),
+    "num_classes": 5,
+    "embed_dims": (8, 16),
+    "depths": (1, 1),
+    "num_heads": (2, 2),
+    "reductions": (2, 1),
+    "expansions": (2, 2),
+}
+FLAT = {"image_shape": (8, 12, 3), "num_classes": 5, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+
+
+def attention_of_first_block(model, image):
+    """Returns it, `(heads, queries, keys)`, by an independent implementation."""
+    block = model.get_layer("block_0")
+    randomize(block)
+    queries, keys = block.attention.compute_output_spec(block.input, return_attention_scores=True)[1].shape[2:]
+    block.attention.binarizer.clip.assign(1.5 / keys)
+    x = numpy(model.get_layer("patch_embedding")(image[None]))
+    attention = np_attention(block.attention, np_norm(block.attention_norm, x))[1][0]
+    assert attention.shape[1:] == (queries, keys) and 0.1 < np.mean(attention > 0) < 0.9
+    return attention
+
+
+def drawn(figure):
+    """Returns the maps over the image, panel by panel."""
+    picture, *panels = figure.axes
+    assert picture.get_title() == "image" and len(picture.images) == 1
+    return {panel.get_title(): np.asarray(panel.images[1].get_array()) for panel in panels}
+
+
+def test_attention_maps_of_a_pyramid():
+    model, image = kb.BinaryViT(**PYRAMID), normal(16, 24, 3)
+    attention = attention_of_first_block(model, image)  # 4 x 6 queries, 2 x 3 keys
+    maps = drawn(kb.visualize.attention_maps(model, image))
+    assert list(maps) == ["block_0", "block_1"] and maps["block_1"].shape == (2, 3)
+    np.testing.assert_allclose(maps["block_0"], attention.mean(axis=(0, 1)).reshape(2, 3), rtol=1e-5)
+    # Pixel (9, 21) lies in the patch of row 2 and column 5, the query 2 * 6 + 5.
+    maps = drawn(kb.visualize.attention_maps(model, image, blocks=[0], head=1, query=(9, 21)))
+    assert list(maps) == ["block_0"]
+    np.testing.assert_allclose(maps["block_0"], attention[1, 17].reshape(2, 3), rtol=1e-5)
+
+
+def test_attention_maps_of_a_class_token():
+    model, image = kb.FlatBinaryViT(**FLAT, class_token=True, branches=False), normal(8, 12, 3)
+    attention = attention_of_first_block(model, image)  # a token and 2 x 3 patches
+    (token,) = drawn(kb.visualize.attention_maps(model, image)).values()
+    np.testing.assert_allclose(token, attention[:, 0, 1:].mean(axis=0).reshape(2, 3), rtol=1e-5)
+    (pixel,) = drawn(kb.visualize.attention_maps(model, image, query=(4, 3), head=0)).values()
+    np.testing.assert_allclose(pixel, attention[0, 1 + 3, 1:].reshape(2, 3), rtol=1e-5)
+
+
+def test_attention_maps_cover_the_image():
+    figure = kb.visualize.attention_maps(kb.FlatBinaryViT(**FLAT), normal(8, 12, 3), query=(0, 11))
+    for panel in figure.axes[1:]:
+        picture, seen = panel.images
+        assert list(seen.get_extent()) == list(picture.get_extent()) == [-0.5, 11.5, 7.5, -0.5]
+        assert [point.get_xydata().tolist() for point in panel.lines] == [[[11, 0]]]
+
+
+def test_attention_maps_say_what_is_wrong():
+    model, image = kb.FlatBinaryViT(**FLAT), normal(8, 12, 3)
+    for arguments, message in [
+        ({"blocks": [1]}, "blocks 0 ... 0"),
+        ({"head": 2}, "heads 0 ... 1"),
+        ({"query": (8, 0)}, "query is a pixel"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            kb.visualize.attention_maps(model, image, **arguments)
+    with pytest.raises(ValueError, match="one image of shape"):
+        kb.visualize.attention_maps(model, image[None])
+    with pytest.raises(ValueError, match="no BinaryTransformerBlock"):
+        kb.visualize.attention_maps(kb.deploy.freeze(model), image)
+
+
+def test_latent_weights():
+    model = kb.BinaryViT(**PYRAMID)
+    figure = kb.visualize.latent_weights(model, bins=20)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert len(titles) == 7 + 1 + 6 and titles.index("patch_merging_1/convolution") == 7
+    panel = figure.axes[titles.index("block_0/feed_forward/expand")]
+    kernel = numpy(model.get_layer("block_0").feed_forward.expand.dense.kernel)
+    heights, _ = np.histogram(kernel - kernel.mean(axis=0), bins=20)
+    assert [bar.get_height() for bar in panel.patches] == heights.tolist()
+    assert [line.get_xdata()[0] for line in panel.lines] == [0]
+    convolution = figure.axes[7]  # not centred
+    heights, _ = np.histogram(numpy(model.get_layer("patch_merging_1").convolution.kernel), bins=20)
+    assert [bar.get_height() for bar in convolution.patches] == heights.tolist()
+
+
+def test_latent_weights_of_a_layer_with_several_thresholds():
+    layer = kb.layers.QuantDense(4, kernel_quantizer=kb.quantizers.SteTern(0.3))
+    layer.build((None, 5))
+    (panel,) = kb.visualize.latent_weights(layer).axes
+    assert [line.get_xdata()[0] for line in panel.lines] == [-0.3, 0.3]
+
+
+def test_latent_weights_need_some():
+    for model in (kb.DeiT.from_preset("deit_tiny", depth=1), kb.deploy.freeze(kb.BinaryViT(**PYRAMID))):
+        with pytest.raises(ValueError, match="no QuantDense or QuantConv2D"):
+            kb.visualize.latent_weights(model)
+
+
+def lines(figure):
+    """Returns x, q(x) and dq/dx as drawn."""
+    value, gradient = figure.axes
+    x, q = value.lines[0].get_data()
+    return x, q, gradient.lines[0].get_ydata()
+
+
+@pytest.mark.parametrize(
+    "quantizer, limits, function, derivative",
+    [
+        ("ste_sign", None, lambda x: np.where(x >= 0, 1, -1), lambda x: np.abs(x) <= 1),
+        ("approx_sign", None, lambda x: np.where(x >= 0, 1, -1), lambda x: np.maximum(2 - 2 * np.abs(x), 0)),
+        # The unit's mean magnitude over -1 ... 3 is 1.25, its mean 1.
+        (
+            kb.quantizers.ScaledSign(centered=True),
+            (-1, 3),
+            lambda x: np.where(x >= 1, 1.25, -1.25),
+            lambda x: (np.abs(x - 1) <= 1) - np.mean(np.abs(x - 1) <= 1),
+        ),
+        (kb.quantizers.ElasticBinarizer(0.1), None, lambda x: np.where(x > 0.05, 0.1, 0), lambda x: x <= 0.1),
+    ],
+)
+def test_quantizer(quantizer, limits, function, derivative):
+    x, value, gradient = lines(kb.visualize.quantizer(quantizer, limits))
+    assert len(x) > 500
+    # Beside the places where it jumps.
+    for actual, expected in ((value, function(x)), (gradient, derivative(x))):
+        assert np.mean(np.isclose(actual, expected, rtol=1e-3, atol=2e-3)) > 0.99
+    expected_limits = limits or ((0, 0.2) if isinstance(quantizer, kb.quantizers.ElasticBinarizer) else (-2, 2))
+    np.testing.assert_allclose((x[0], x[-1]), expected_limits)
+
+
+def test_quantizer_of_nothing():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        kb.visualize.quantizer(None)
+
+
+def test_figures_are_saved_without_a_display(tmp_path):
+    kb.visualize.quantizer("approx_sign").savefig(tmp_path / "quantizer.png")
+    assert (tmp_path / "quantizer.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_missing_matplotlib_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install keras-binaryvit\[examples\]"):
+        kb.visualize.quantizer("approx_sign")
