@@ -100,7 +100,9 @@ def _on_jax(devices, addresses):
     available = [[f"{device.platform}:{device.id}" for device in jax.local_devices(host)] for host in range(hosts)]
     chosen = [_choose(devices, names) for names in available]
     distribution = Distribution(chosen[jax.process_index()], jax.process_index(), hosts)
-    return _DataParallel([name for names in chosen for name in names]).scope(), distribution
+    everywhere = [name for names in chosen for name in names]
+    # A mesh of one device would train the same, but Keras compiles the first two steps, not one.
+    return _DataParallel(everywhere).scope() if len(everywhere) > 1 else keras.device(*everywhere), distribution
 
 
 class _DataParallel(keras.distribution.DataParallel):
@@ -136,7 +138,7 @@ def _on_tensorflow(devices, addresses):
     logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     chosen = _choose(devices, [device.name.removeprefix("/device:").lower() for device in logical])
     # A strategy with one replica would train the same, without XLA.
-    scope = Mirrored([f"/{name.upper()}" for name in chosen]).scope() if len(chosen) > 1 else tf.device(chosen[0])
+    scope = Mirrored([f"/{name.upper()}" for name in chosen]).scope() if len(chosen) > 1 else keras.device(*chosen)
     return scope, Distribution(chosen)
 
 
