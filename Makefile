@@ -17,7 +17,7 @@ $(VENV)/.test: $(VENV)/.examples
 	touch $@
 
 quickstart: $(VENV)/.examples
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/quickstart.py --resume
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

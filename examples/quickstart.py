@@ -8,28 +8,33 @@ import argparse
 import sys
 from pathlib import Path
 
-import pipeline
+import recipe as recipes
 
 
 def main() -> None:
     """Reads the command line and runs the pipeline."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="digits", help="digits, or a prepared TensorFlow data set (%(default)s)")
+    parser.add_argument("--preset", default="binaryvit_tiny_32", help="architecture (%(default)s)")
+    recipes.add_arguments(
+        parser,
+        output=Path("out/quickstart"),
+        epochs=25,
+        batch_size=32,
+        learning_rate=2e-3,
+        schedule="step",
+        warmup_epochs=1,
     )
-    parser.add_argument("--dataset", default="digits", help="digits (bundled), or a prepared TensorFlow data set")
-    parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
-    parser.add_argument("--preset", default="binaryvit_tiny_32", help="architecture")
-    parser.add_argument("--epochs", type=int, default=25, help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, default=32, help="images in a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's, after warm-up")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
-    parser.add_argument("--output", type=Path, default=Path("out/quickstart"), help="folder to write to")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run that had this flag")
-    pipeline.run(pipeline.Recipe(**vars(parser.parse_args())))
+    arguments = parser.parse_args()
+    recipe = recipes.recipe(arguments, image_size=32)
+
+    import pipeline  # now that the backend is chosen
+
+    pipeline.run(recipe, arguments.preset)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, FloatingPointError) as error:
         sys.exit(f"quickstart.py: {error}")

@@ -1,0 +1,121 @@
+"""What the training examples let one choose. Nothing here imports Keras: its backend is one of the choices."""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's, but for the data set and the number of epochs.
+
+    Attributes:
+        dataset: `digits`, or a name of TensorFlow Datasets.
+        data_dir: Where TensorFlow Datasets has prepared it; may be in object storage.
+        train_split: What to train on, such as `train[:10%]`.
+        image_size: Side of the images, in pixels.
+        output: Folder for all that is written.
+        epochs: Passes over the training split.
+        batch_size: Images in a step, over all devices and hosts.
+        learning_rate: AdamW's; None means the paper's 5e-4 for each 512 images of a batch.
+        final_learning_rate: Where the cosine ends.
+        schedule: Whether the learning rate changes once an `epoch`, as in the paper, or each `step`.
+        warmup_epochs: Epochs in which the learning rate rises.
+        weight_decay: AdamW's, on kernels alone.
+        clip_norm: Largest norm of all gradients together; None for any.
+        drop_path_rate: Stochastic depth of the last block.
+        teacher: A .keras model to learn from; None means to learn from labels.
+        label_weight: Share of the labels in the loss, the teacher's being the rest.
+        temperature: Of the distillation.
+        real_kernel_epochs: Epochs of a first stage in which only activations are binary.
+        real: Train the same network without binarisers, to compare with or to teach.
+        mixed_precision: `float16` or `bfloat16`; None for float32.
+        remat: Compute a block's intermediate results again in the backward pass: less memory, more time.
+        devices: How many devices of this host; None for all.
+        seed: Of weights, shuffling and augmentation.
+        keep: Checkpoints to keep, besides the best.
+        resume: Continue the run in `output`.
+    """
+
+    dataset: str
+    image_size: int
+    output: Path
+    epochs: int
+    data_dir: str | None = None
+    train_split: str = "train"
+    batch_size: int = 512
+    learning_rate: float | None = None
+    final_learning_rate: float = 1e-5
+    schedule: str = "epoch"
+    warmup_epochs: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    drop_path_rate: float = 0.0
+    teacher: Path | None = None
+    label_weight: float = 0.0
+    temperature: float = 1.0
+    real_kernel_epochs: int = 0
+    real: bool = False
+    mixed_precision: str | None = None
+    remat: bool = False
+    devices: int | None = None
+    seed: int = 0
+    keep: int = 3
+    resume: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
+    """Adds an option for everything in `Recipe` but the data set and the image size, and one for Keras' backend."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)} | defaults
+
+    def add(group, name, text, **arguments):
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, default=defaults[name], help=f"{text} (default: %(default)s)", **arguments)
+
+    def switch(group, name, text):
+        group.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+
+    parser.add_argument(
+        "--backend",
+        choices=("tensorflow", "jax", "torch"),
+        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
+        help="what Keras computes with (default: %(default)s)",
+    )
+    add(parser, "data_dir", "where TensorFlow Datasets has prepared the data set; gs:// and s3:// work too")
+    add(parser, "train_split", "what to train on, such as train[:10%%]")
+    add(parser, "output", "folder to write to", type=Path)
+    switch(parser, "resume", "continue an interrupted run in the same folder")
+
+    recipe = parser.add_argument_group("recipe")
+    add(recipe, "epochs", "passes over the training images", type=int)
+    add(recipe, "batch_size", "images in a step, over all devices and hosts", type=int)
+    add(recipe, "learning_rate", "AdamW's; None means 5e-4 for each 512 images of a batch", type=float)
+    add(recipe, "final_learning_rate", "where the cosine ends", type=float)
+    add(recipe, "schedule", "how often the learning rate changes", choices=("epoch", "step"))
+    add(recipe, "warmup_epochs", "epochs in which the learning rate rises", type=int)
+    add(recipe, "weight_decay", "AdamW's, on kernels alone", type=float)
+    add(recipe, "clip_norm", "largest norm of all gradients together", type=float)
+    add(recipe, "drop_path_rate", "stochastic depth of the last block", type=float)
+    add(recipe, "real_kernel_epochs", "epochs of a first stage in which only activations are binary", type=int)
+    switch(recipe, "real", "train the same network without binarisers, to compare with or to teach")
+    add(recipe, "seed", "of weights, shuffling and augmentation", type=int)
+
+    teacher = parser.add_argument_group("distillation")
+    add(teacher, "teacher", "a .keras model to learn from; without one, from labels", type=Path)
+    add(teacher, "label_weight", "share of the labels in the loss", type=float)
+    add(teacher, "temperature", "of the distillation", type=float)
+
+    machine = parser.add_argument_group("machine")
+    add(machine, "devices", "how many devices of this host; None means all", type=int)
+    add(machine, "mixed_precision", "compute in half precision", choices=("float16", "bfloat16"))
+    switch(machine, "remat", "compute blocks again in the backward pass: less memory, more time")
+    add(machine, "keep", "checkpoints to keep, besides the best", type=int)
+
+
+def recipe(arguments: argparse.Namespace, **others) -> Recipe:
+    """Returns what was chosen, and sets Keras' backend, which is fixed when Keras is first imported."""
+    os.environ["KERAS_BACKEND"] = arguments.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    return Recipe(**{name: value for name, value in vars(arguments).items() if name in names}, **others)

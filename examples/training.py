@@ -1,0 +1,158 @@
+"""The paper's recipe on any data set: teacher, stages, schedule, devices, checkpoints and what there is to watch."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import keras
+from recipe import Recipe
+
+import keras_binaryvit as kb
+
+# What makes a network a real-valued one of the same architecture.
+_REAL = {"input_quantizer": None, "kernel_quantizer": None, "binary_probabilities": False}
+# What may differ when a run continues.
+_FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat")
+
+
+def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[keras.Model, dict[str, list[float]]]:
+    """Trains `network(**arguments)` as `recipe` says, for the data set's images and classes.
+
+    Returns:
+        The model after the last epoch, and the logs of all epochs. `checkpoints` in the output folder has the last
+        epochs and the best.
+    """
+    _write_recipe(recipe)
+    keras.utils.set_random_seed(recipe.seed)
+    kb.keep_freed_memory()
+    if recipe.mixed_precision:
+        keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}")
+    info = kb.data.info(recipe.dataset, recipe.data_dir)
+    arguments = {
+        **arguments,
+        "image_shape": (recipe.image_size, recipe.image_size, info.image_shape[-1]),
+        "num_classes": info.num_classes,
+        "drop_path_rate": recipe.drop_path_rate,
+        "remat": recipe.remat,
+    }
+    if recipe.real:
+        arguments |= _REAL | ({"conv_kernel_quantizer": None} if network is kb.BinaryViT else {})
+    with kb.training.distribute(recipe.devices) as distribution:
+        teacher = keras.models.load_model(recipe.teacher) if recipe.teacher else None
+        model = network(**arguments)
+        if recipe.real_kernel_epochs:
+            stage = dataclasses.replace(recipe, output=recipe.output / "real_kernels", epochs=recipe.real_kernel_epochs)
+            first = kb.training.with_real_kernels(model)
+            fit(stage, first, teacher, distribution)
+            kb.training.copy_weights(first, model)
+        return model, fit(recipe, model, teacher, distribution)
+
+
+def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution) -> dict[str, list[float]]:
+    """Trains a stage of the recipe, from its newest checkpoint if it continues, and returns the logs of all epochs."""
+    checkpoints = kb.training.Checkpoints(recipe.output / "checkpoints", keep=recipe.keep)
+    done = checkpoints.completed_epochs
+    load = functools.partial(
+        kb.data.load,
+        recipe.dataset,
+        image_size=recipe.image_size,
+        data_dir=recipe.data_dir,
+        seed=recipe.seed,
+        shard=distribution.shard,
+    )
+    training = load(
+        recipe.train_split,
+        batch_size=recipe.batch_size,
+        augment=True,
+        drop_remainder=True,
+        first_epoch=min(done, recipe.epochs),
+    )
+    replicas = len(distribution.devices) * distribution.hosts
+    split, size = _evaluation(kb.data.info(recipe.dataset, recipe.data_dir), recipe.batch_size, replicas)
+    testing = load(split, batch_size=size, drop_remainder=True)
+
+    steps = len(training)
+    if not steps:
+        raise ValueError(
+            f"{recipe.train_split!r} of {recipe.dataset!r} has fewer images than a batch, {recipe.batch_size}. "
+            "Choose a smaller --batch-size."
+        )
+    rate = recipe.learning_rate or kb.training.scaled_learning_rate(recipe.batch_size)
+    schedule = kb.training.CosineSchedule(
+        rate, recipe.epochs, steps, recipe.final_learning_rate, recipe.warmup_epochs, recipe.schedule
+    )
+    optimizer = kb.optimizers.AdamW(schedule, recipe.weight_decay, global_clipnorm=recipe.clip_norm)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = model
+    if teacher is not None:
+        trainer = kb.training.Distiller(model, teacher, recipe.label_weight, recipe.temperature)
+    trainer.compile(optimizer, loss, metrics=["accuracy"])
+    checkpoints.restore(trainer)
+    with _explained(recipe):
+        trainer.fit(
+            training,
+            epochs=recipe.epochs,
+            initial_epoch=done,
+            validation_data=testing,
+            callbacks=[kb.training.RaiseOnNaN(), checkpoints],
+        )
+    return checkpoints.history
+
+
+@contextlib.contextmanager
+def _explained(recipe: Recipe):
+    """Says what to do where TensorFlow's input pipeline can't decode an image."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if not re.search("JPEG|PNG|Decode|image", str(error)):
+            raise
+        raise ValueError(
+            f"An image of {recipe.dataset!r} can't be decoded; the last checkpoint is as it was. Find it with "
+            f"keras_binaryvit.data.damaged({recipe.dataset!r}, {recipe.train_split!r}, data_dir=...), and continue "
+            "with --resume and a --train-split without it, such as 'train[:57]+train[58:]'."
+        ) from error
+
+
+def _evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
+    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices."""
+    split = next(name for name in ("test", "validation") if info.num_examples.get(name))
+    sizes = range(replicas, max(batch_size, replicas) + 1, replicas)
+    covering = [size for size in sizes if info.num_examples[split] % size == 0]
+    if not covering:
+        print(
+            f"No batch covers all {info.num_examples[split]} images of {split!r} on {replicas} devices: some are left."
+        )
+    return split, max(covering or sizes)
+
+
+def _write_recipe(recipe: Recipe) -> None:
+    """Writes the recipe to its output folder; a run that continues must have the one that is there.
+
+    Raises:
+        ValueError: The folder has another run, or one with another recipe.
+    """
+    file = recipe.output / "recipe.json"
+    chosen = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(recipe).items()
+        if name not in _FREE
+    }
+    if file.exists():
+        if not recipe.resume:
+            raise ValueError(
+                f"{str(recipe.output)!r} holds a run: continue it with --resume, or name another --output."
+            )
+        there = json.loads(file.read_text())
+        differing = [
+            f"{name}: {there.get(name)} then, {value} now" for name, value in chosen.items() if there.get(name) != value
+        ]
+        if differing:
+            raise ValueError(f"The run in {str(recipe.output)!r} can't continue differently: {'; '.join(differing)}.")
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(chosen, indent=2))

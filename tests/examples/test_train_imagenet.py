@@ -1,0 +1,165 @@
+"""train_imagenet.py on a small data set in ImageNet's form: JPEGs of differing sizes, train and validation."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_binaryvit as kb
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MINI = {
+    "image_shape": (224, 224, 3),
+    "num_classes": 1000,
+    "patch_size": 8,
+    "embed_dims": (8, 16),
+    "depths": (1, 1),
+    "num_heads": (1, 2),
+    "reductions": (2, 1),
+    "expansions": (2, 2),
+}
+CLASSES = 3
+
+
+def jpeg(label, size, seed):
+    """An image whose colour tells its class."""
+    noise = np.random.default_rng(seed).integers(0, 100, (*size, 3))
+    noise[..., label] += 150
+    file = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write(folder, files):
+    """Writes a data set that TensorFlow Datasets takes for imagenet2012."""
+
+    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("5.1.0")
+        name = "imagenet2012"
+
+        def _info(self):
+            # JPEGs as they are, damaged ones too; they are read as images.
+            features = {"image": tfds.features.Tensor(shape=(), dtype=np.object_), "file_name": tfds.features.Text()}
+            features["label"] = tfds.features.ClassLabel(num_classes=CLASSES)
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {split: self._generate_examples(split) for split in files}
+
+        def _generate_examples(self, split):
+            for index, (content, label) in enumerate(files[split]):
+                yield index, {"image": content, "file_name": f"{split}_{index}.JPEG", "label": label}
+
+    Writer(data_dir=folder).download_and_prepare()
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "file_name": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(num_classes=CLASSES),
+    }
+    stored = folder / "imagenet2012" / "5.1.0" / "features.json"
+    stored.write_text(json.dumps(tfds.features.FeaturesDict(features).to_json()))
+    return folder
+
+
+def examples(count):
+    return [(jpeg(i % CLASSES, (40 + i, 60 - i), i), i % CLASSES) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tfds"), {"train": examples(27), "validation": examples(12)})
+
+
+@pytest.fixture
+def run(monkeypatch, data_dir, tmp_path, capsys):
+    """Runs the example as a command line does and returns what it prints; its preset is a small network."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(kb.BinaryViT, "presets", {"mini": MINI})
+
+    def run(*options, data_dir=data_dir, output=tmp_path / "out"):
+        import train_imagenet
+
+        arguments = ["--preset=mini", "--image-size=32", "--batch-size=8", "--epochs=2", "--learning-rate=2e-3"]
+        arguments += [f"--data-dir={data_dir}", f"--output={output}", *options]
+        monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *arguments])
+        train_imagenet.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def teacher(folder, num_classes=CLASSES):
+    model = kb.DeiT((32, 32, 3), num_classes, patch_size=16, embed_dim=16, depth=1, num_heads=1, expansion=1)
+    model.save(folder / "teacher.keras")
+    return folder / "teacher.keras"
+
+
+def test_the_whole_recipe(run, tmp_path):
+    options = (
+        f"--teacher={teacher(tmp_path)}",
+        "--label-weight=0.5",
+        "--temperature=2",
+        "--real-kernel-epochs=1",
+        "--weight-decay=0.01",
+        "--clip-norm=1",
+        "--drop-path-rate=0.1",
+    )
+    printed = run(*options)
+    output = tmp_path / "out"
+    assert "Accuracy: " in printed and str(output / "model.keras") in printed
+    model = keras.models.load_model(output / "model.keras")
+    assert model.output_shape == (None, CLASSES)
+    assert model.get_layer("block_1").drop_path_rate == 0.1
+    binary = [layer for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
+    assert len(binary) == 14  # what was trained with real kernels first is binary in the end
+    assert {path.name for path in output.iterdir()} >= {"recipe.json", "checkpoints", "real_kernels", "model.keras"}
+    # A finished run that continues has nothing to train, and gives the same model.
+    weights = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    run(*options, "--resume")
+    again = keras.models.load_model(output / "model.keras")
+    for weight, before in zip(again.weights, weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), before)
+    # One that was begun otherwise doesn't.
+    with pytest.raises(ValueError, match="holds a run: continue it with --resume"):
+        run(*options)
+    with pytest.raises(ValueError, match="can't continue differently: clip_norm: 1.0 then, 2.0 now"):
+        run(*options, "--clip-norm=2", "--resume")
+
+
+def test_a_real_network(run, tmp_path):
+    run("--real", "--epochs=1", "--train-split=train[:16]")
+    model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    assert not any(getattr(layer, "is_binary", False) for layer in model._flatten_layers())
+    assert not any("clip" in weight.path for weight in model.weights)
+
+
+def test_a_teacher_of_other_classes(run, tmp_path):
+    with pytest.raises(ValueError, match="has 5 classes, the student 'mini' has 3"):
+        run(f"--teacher={teacher(tmp_path, num_classes=5)}")
+
+
+def test_unknown_preset(run):
+    with pytest.raises(ValueError, match="Unknown preset 'maxi'. Known presets: mini"):
+        run("--preset=maxi")
+
+
+def test_a_split_smaller_than_a_batch(run):
+    with pytest.raises(ValueError, match="has fewer images than a batch, 8"):
+        run("--train-split=train[:5]")
+
+
+def test_a_damaged_image_in_the_middle_of_an_epoch(run, tmp_path):
+    files = examples(27)
+    folder = write(tmp_path / "tfds", {"train": files[:13] + [(b"garbage", 0)] + files[14:], "validation": files[:8]})
+    with pytest.raises(ValueError, match="can't be decoded; the last checkpoint is as it was"):
+        run(data_dir=folder)
+    (position,) = kb.data.damaged("imagenet2012", data_dir=folder)
+    split = f"--train-split=train[:{position}]+train[{position + 1}:]"
+    assert "Accuracy: " in run(split, "--resume", data_dir=folder)
