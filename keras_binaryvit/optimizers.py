@@ -76,9 +76,11 @@ class Bop(keras.optimizers.Optimizer):
         average = self._averages[self._get_variable_index(variable)]
         difference = ops.cast(gradient, variable.dtype) - average
         self.assign_add(average, current(self.gamma) * difference)
-        flipped = -ops.sign(variable * average - current(self.threshold)) * variable
-        # +1 at 0, and NaN stays NaN: a comparison would turn it into a weight.
-        self.assign(variable, ops.sign(ops.sign(flipped) + 0.1))
+        excess = variable * average - current(self.threshold)
+        updated = ops.where(excess > 0, -variable, ops.where(excess < 0, variable, excess))
+        # +1 at 0, as in Larq; NaN stays NaN, on PyTorch too, where its sign is 0.
+        signs = ops.where(updated >= 0, ops.ones_like(updated), -ops.ones_like(updated))
+        self.assign(variable, ops.where(ops.isnan(updated), updated, signs))
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
