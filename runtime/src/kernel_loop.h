@@ -3,9 +3,23 @@
 #ifndef BINARYVIT_KERNEL_LOOP_H_
 #define BINARYVIT_KERNEL_LOOP_H_
 
+#include <cstring>
+
 #include "kernels.h"
 
 namespace binaryvit {
+
+// Where the results of a tile go: rows from `row` and units from `unit` on, `first_unit` being the first one at `data`.
+template <typename T>
+struct Target {
+  using Value = T;
+
+  T* data;
+  size_t stride;
+  size_t first_unit;
+
+  T* At(size_t row, size_t unit) const { return data + row * stride + (unit - first_unit); }
+};
 
 // Tile has the static constants kUnits, kWordGroup, kRows (a power of two) and kBlocks (1 or 2), and
 //
@@ -13,27 +27,47 @@ namespace binaryvit {
 //   static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output&,
 //                   size_t row, size_t unit);
 //
-// for all powers of two up to kRows and for 1 and kBlocks blocks of kUnits units; it gives its results to Output, for the
-// rows from `row` and the units from `unit` on. Weights of a block stay in the first cache while all rows pass.
+// for all powers of two up to kRows and for 1 and kBlocks blocks of kUnits units; all of its units are written. Output has
+// a Target `target`. Where a block has more units than there are, the tile writes beside, and the rest is copied.
+template <typename Tile, int rows, int blocks, typename Output>
+void RunTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
+             size_t row, size_t unit, size_t units) {
+  constexpr size_t width = blocks * Tile::kUnits;
+  if (unit + width <= units) {
+    Tile::template Run<rows, blocks>(activations, stride, weights, words, output, row, unit);
+    return;
+  }
+  using Value = typename decltype(Output::target)::Value;
+  alignas(kAlignment) Value edge[rows * width];
+  Output beside = output;
+  beside.target = {edge, width, unit};
+  Tile::template Run<rows, blocks>(activations, stride, weights, words, beside, 0, unit);
+  for (int r = 0; r < rows; ++r) {
+    std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
+  }
+}
+
+// Weights of a block stay in the first cache while all rows pass.
 template <typename Tile, int blocks, typename Output>
-void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& output, size_t unit) {
+void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& output, size_t unit,
+                    size_t units) {
   const uint32_t* data = rows.data;
   size_t row = 0;
   for (; row + Tile::kRows <= rows.count; row += Tile::kRows, data += Tile::kRows * rows.stride) {
-    Tile::template Run<Tile::kRows, blocks>(data, rows.stride, weights, words, output, row, unit);
+    RunTile<Tile, Tile::kRows, blocks>(data, rows.stride, weights, words, output, row, unit, units);
   }
   const size_t left = rows.count - row;
   if constexpr (Tile::kRows > 4) {
     if (left & 4) {
-      Tile::template Run<4, blocks>(data, rows.stride, weights, words, output, row, unit);
+      RunTile<Tile, 4, blocks>(data, rows.stride, weights, words, output, row, unit, units);
       data += 4 * rows.stride, row += 4;
     }
   }
   if (left & 2) {
-    Tile::template Run<2, blocks>(data, rows.stride, weights, words, output, row, unit);
+    RunTile<Tile, 2, blocks>(data, rows.stride, weights, words, output, row, unit, units);
     data += 2 * rows.stride, row += 2;
   }
-  if (left & 1) Tile::template Run<1, blocks>(data, rows.stride, weights, words, output, row, unit);
+  if (left & 1) RunTile<Tile, 1, blocks>(data, rows.stride, weights, words, output, row, unit, units);
 }
 
 template <typename Tile, typename Output>
@@ -42,28 +76,27 @@ void ForEachTile(const Rows& rows, const Weights& weights, const Output& output)
   const uint32_t* data = weights.data;
   size_t unit = 0;
   for (; unit + (Tile::kBlocks - 1) * Tile::kUnits < weights.units; unit += Tile::kBlocks * Tile::kUnits) {
-    ForEachRowTile<Tile, Tile::kBlocks>(rows, data, weights.words, output, unit);
+    ForEachRowTile<Tile, Tile::kBlocks>(rows, data, weights.words, output, unit, weights.units);
     data += Tile::kBlocks * block_size;
   }
   for (; unit < weights.units; unit += Tile::kUnits, data += block_size) {
-    ForEachRowTile<Tile, 1>(rows, data, weights.words, output, unit);
+    ForEachRowTile<Tile, 1>(rows, data, weights.words, output, unit, weights.units);
   }
 }
 
-// The entry points of a KernelSet. Isa has the types Tile, CountOutput{data, stride, units} and
-// FloatOutput<clamped>{affine, data, stride, units}.
+// The entry points of a KernelSet. Isa has the types Tile, CountOutput{target} and FloatOutput<clamped>{target, affine}.
 template <typename Isa>
 void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
-  ForEachTile<typename Isa::Tile>(rows, weights, typename Isa::CountOutput{output, stride, weights.units});
+  ForEachTile<typename Isa::Tile>(rows, weights, typename Isa::CountOutput{{output, stride, 0}});
 }
 
 template <typename Isa>
 void MultiplyAll(const Rows& rows, const Weights& weights, const Affine& affine, float* output, size_t stride) {
   if (affine.clamped) {
-    const typename Isa::template FloatOutput<true> transform{affine, output, stride, weights.units};
+    const typename Isa::template FloatOutput<true> transform{{output, stride, 0}, affine};
     ForEachTile<typename Isa::Tile>(rows, weights, transform);
   } else {
-    const typename Isa::template FloatOutput<false> transform{affine, output, stride, weights.units};
+    const typename Isa::template FloatOutput<false> transform{{output, stride, 0}, affine};
     ForEachTile<typename Isa::Tile>(rows, weights, transform);
   }
 }

@@ -1,56 +1,49 @@
 // What the two ARM64 kernel sets have in common: a lane is a unit, 32 bits of it at a time. They differ in how the bits
-// counted in each byte become a sum: Sum has the constant kWordsBeforeOverflow and the functions Add and Total.
+// counted in each byte become a sum: Sum has the constant kWordsBeforeOverflow and the functions First, Add and Total.
 #ifndef BINARYVIT_KERNELS_ARM_H_
 #define BINARYVIT_KERNELS_ARM_H_
 
 #include <arm_neon.h>
 
-#include <cstring>
-
 #include "kernel_loop.h"
+
+#define BINARYVIT_INLINE inline __attribute__((always_inline))
 
 namespace binaryvit {
 namespace {
 
 constexpr size_t kLanes = 4;
 
+// An output gives a Column for the units of a vector, which stores the counts of row after row.
 struct CountOutput {
-  int32_t* data;
-  size_t stride;
-  size_t units;
+  struct Column {
+    void Store(int32_t* target, uint32x4_t count) const { vst1q_s32(target, vreinterpretq_s32_u32(count)); }
+  };
 
-  void Store(size_t row, size_t unit, int32x4_t count) const {
-    if (unit + kLanes <= units) {
-      vst1q_s32(data + row * stride + unit, count);
-    } else if (unit < units) {
-      int32_t all[kLanes];
-      vst1q_s32(all, count);
-      std::memcpy(data + row * stride + unit, all, (units - unit) * sizeof(int32_t));
-    }
-  }
+  Target<int32_t> target;
+
+  Column At(size_t) const { return {}; }
 };
 
 template <bool clamped>
 struct FloatOutput {
-  const Affine& affine;
-  float* data;
-  size_t stride;
-  size_t units;
+  struct Column {
+    float32x4_t multiplier, bias;
+    int32x4_t clamp_min, clamp_max;
 
-  void Store(size_t row, size_t unit, int32x4_t count) const {
-    if constexpr (clamped) {
-      count = vminq_s32(vshlq_n_s32(count, 1), vdupq_n_s32(affine.clamp_max));
-      count = vmaxq_s32(count, vdupq_n_s32(affine.clamp_min));
+    void Store(float* target, uint32x4_t count) const {
+      int32x4_t x = vreinterpretq_s32_u32(count);
+      if constexpr (clamped) x = vmaxq_s32(vminq_s32(vshlq_n_s32(x, 1), clamp_max), clamp_min);
+      vst1q_f32(target, vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias));
     }
-    const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(count), vld1q_f32(affine.multiplier + unit));
-    const float32x4_t result = vaddq_f32(scaled, vld1q_f32(affine.bias + unit));
-    if (unit + kLanes <= units) {
-      vst1q_f32(data + row * stride + unit, result);
-    } else if (unit < units) {
-      float all[kLanes];
-      vst1q_f32(all, result);
-      std::memcpy(data + row * stride + unit, all, (units - unit) * sizeof(float));
-    }
+  };
+
+  Target<float> target;
+  const Affine& affine;
+
+  Column At(size_t unit) const {
+    return {vld1q_f32(affine.multiplier + unit), vld1q_f32(affine.bias + unit), vdupq_n_s32(affine.clamp_min),
+            vdupq_n_s32(affine.clamp_max)};
   }
 };
 
@@ -65,33 +58,56 @@ struct ArmTile {
     static_assert(blocks == 1, "two blocks need more registers than there are");
     const uint32_t* activation[rows];
     for (int r = 0; r < rows; ++r) activation[r] = activations + r * stride;
-    uint32x4_t counts[rows][kVectors];
-    for (size_t first = 0; first < words; first += Sum::kWordsBeforeOverflow) {
-      typename Sum::Part parts[rows][kVectors] = {};
-      const size_t left = words - first;
-      for (size_t word = left < Sum::kWordsBeforeOverflow ? left : Sum::kWordsBeforeOverflow; word > 0; --word) {
-        uint32x4_t weight[kVectors];
-        for (int v = 0; v < kVectors; ++v) weight[v] = vld1q_u32(weights + v * kLanes);
-        weights += kUnits;
-        for (int r = 0; r < rows; ++r) {
-          const uint32x4_t bits = vld1q_dup_u32(activation[r]++);
-          for (int v = 0; v < kVectors; ++v) {
-            const uint8x16_t differing = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v])));
-            parts[r][v] = Sum::Add(parts[r][v], differing);
-          }
-        }
-      }
+    if (words <= Sum::kWordsBeforeOverflow) {
+      typename Sum::Part parts[rows][kVectors];
+      CountWords<rows>(activation, weights, words, parts);
+      Store<rows>(output, row, unit, [&](int r, int v) { return Sum::Total(parts[r][v]); });
+      return;
+    }
+    uint32x4_t counts[rows][kVectors] = {};
+    while (words > 0) {
+      const size_t step = words < Sum::kWordsBeforeOverflow ? words : Sum::kWordsBeforeOverflow;
+      typename Sum::Part parts[rows][kVectors];
+      CountWords<rows>(activation, weights, step, parts);
+      weights += step * kUnits;
+      words -= step;
       for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          const uint32x4_t total = Sum::Total(parts[r][v]);
-          counts[r][v] = first == 0 ? total : vaddq_u32(counts[r][v], total);
-        }
+        for (int v = 0; v < kVectors; ++v) counts[r][v] = vaddq_u32(counts[r][v], Sum::Total(parts[r][v]));
       }
     }
+    Store<rows>(output, row, unit, [&](int r, int v) { return counts[r][v]; });
+  }
+
+ private:
+  // Counts `words` words, one or more, and moves `activation` behind them.
+  template <int rows>
+  BINARYVIT_INLINE static void CountWords(const uint32_t* (&activation)[rows], const uint32_t* weights, size_t words,
+                                          typename Sum::Part (&parts)[rows][kVectors]) {
+    const uint32_t* end = weights + words * kUnits;
+    ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) { parts[r][v] = Sum::First(count); });
+    while ((weights += kUnits) != end) {
+      ForWord<rows>(activation, weights,
+                    [&](int r, int v, uint8x16_t count) { parts[r][v] = Sum::Add(parts[r][v], count); });
+    }
+  }
+
+  template <int rows, typename Body>
+  BINARYVIT_INLINE static void ForWord(const uint32_t* (&activation)[rows], const uint32_t* weights, const Body& body) {
+    uint32x4_t weight[kVectors];
+    for (int v = 0; v < kVectors; ++v) weight[v] = vld1q_u32(weights + v * kLanes);
     for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < kVectors; ++v) {
-        output.Store(row + r, unit + v * kLanes, vreinterpretq_s32_u32(counts[r][v]));
-      }
+      const uint32x4_t bits = vld1q_dup_u32(activation[r]++);
+      for (int v = 0; v < kVectors; ++v) body(r, v, vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v]))));
+    }
+  }
+
+  template <int rows, typename Output, typename Counts>
+  BINARYVIT_INLINE static void Store(const Output& output, size_t row, size_t unit, const Counts& counts) {
+    auto* data = output.target.At(row, unit);
+    const size_t stride = output.target.stride;
+    for (int v = 0; v < kVectors; ++v) {
+      const auto column = output.At(unit + v * kLanes);
+      for (int r = 0; r < rows; ++r) column.Store(data + r * stride + v * kLanes, counts(r, v));
     }
   }
 };

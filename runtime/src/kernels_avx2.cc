@@ -2,8 +2,6 @@
 // and lanes only when a byte might overflow.
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "kernel_loop.h"
 
 namespace binaryvit {
@@ -12,44 +10,26 @@ namespace {
 constexpr size_t kLanes = 8;
 constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
 
-template <typename T>
-void StoreUnits(T* target, const __m256i& values, size_t units) {
-  static_assert(sizeof(T) == 4, "a lane");
-  if (units >= kLanes) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), values);
-  } else {
-    alignas(32) T all[kLanes];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(all), values);
-    std::memcpy(target, all, units * sizeof(T));
-  }
-}
-
 struct CountOutput {
-  int32_t* data;
-  size_t stride;
-  size_t units;
+  Target<int32_t> target;
 
   void Store(size_t row, size_t unit, __m256i count) const {
-    if (unit < units) StoreUnits(data + row * stride + unit, count, units - unit);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target.At(row, unit)), count);
   }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  Target<float> target;
   const Affine& affine;
-  float* data;
-  size_t stride;
-  size_t units;
 
   void Store(size_t row, size_t unit, __m256i count) const {
-    if (unit >= units) return;
     if constexpr (clamped) {
       count = _mm256_min_epi32(_mm256_slli_epi32(count, 1), _mm256_set1_epi32(affine.clamp_max));
       count = _mm256_max_epi32(count, _mm256_set1_epi32(affine.clamp_min));
     }
     const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(count), _mm256_load_ps(affine.multiplier + unit));
-    const __m256 result = _mm256_add_ps(scaled, _mm256_load_ps(affine.bias + unit));
-    StoreUnits(data + row * stride + unit, _mm256_castps_si256(result), units - unit);
+    _mm256_storeu_ps(target.At(row, unit), _mm256_add_ps(scaled, _mm256_load_ps(affine.bias + unit)));
   }
 };
 
@@ -100,8 +80,8 @@ struct Tile {
         }
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < kVectors; ++v) output.Store(row + r, unit + v * kLanes, counts[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      for (int r = 0; r < rows; ++r) output.Store(row + r, unit + v * kLanes, counts[r][v]);
     }
   }
 };

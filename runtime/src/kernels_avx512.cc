@@ -6,26 +6,16 @@
 namespace binaryvit {
 namespace {
 
-__mmask16 UnitMask(size_t unit, size_t units) {
-  return units - unit >= 16 ? 0xffff : static_cast<__mmask16>((1u << (units - unit)) - 1);
-}
-
 struct CountOutput {
-  int32_t* data;
-  size_t stride;
-  size_t units;
+  Target<int32_t> target;
 
-  void Store(size_t row, size_t unit, __m512i count) const {
-    _mm512_mask_storeu_epi32(data + row * stride + unit, UnitMask(unit, units), count);
-  }
+  void Store(size_t row, size_t unit, __m512i count) const { _mm512_storeu_si512(target.At(row, unit), count); }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  Target<float> target;
   const Affine& affine;
-  float* data;
-  size_t stride;
-  size_t units;
 
   void Store(size_t row, size_t unit, __m512i count) const {
     if constexpr (clamped) {
@@ -33,8 +23,7 @@ struct FloatOutput {
       count = _mm512_max_epi32(count, _mm512_set1_epi32(affine.clamp_min));
     }
     const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(count), _mm512_load_ps(affine.multiplier + unit));
-    const __m512 result = _mm512_add_ps(scaled, _mm512_load_ps(affine.bias + unit));
-    _mm512_mask_storeu_ps(data + row * stride + unit, UnitMask(unit, units), result);
+    _mm512_storeu_ps(target.At(row, unit), _mm512_add_ps(scaled, _mm512_load_ps(affine.bias + unit)));
   }
 };
 
@@ -59,8 +48,8 @@ struct Tile {
         }
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      for (int b = 0; b < blocks; ++b) output.Store(row + r, unit + b * kUnits, counts[r][b]);
+    for (int b = 0; b < blocks; ++b) {
+      for (int r = 0; r < rows; ++r) output.Store(row + r, unit + b * kUnits, counts[r][b]);
     }
   }
 };

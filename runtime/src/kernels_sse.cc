@@ -9,34 +9,18 @@
 namespace binaryvit {
 namespace {
 
-template <typename T>
-void StoreUnits(T* target, __m128i values, size_t units) {
-  static_assert(sizeof(T) == 4, "a lane");
-  if (units >= 4) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), values);
-  } else {
-    alignas(16) T all[4];
-    _mm_store_si128(reinterpret_cast<__m128i*>(all), values);
-    std::memcpy(target, all, units * sizeof(T));
-  }
-}
-
 struct CountOutput {
-  int32_t* data;
-  size_t stride;
-  size_t units;
+  Target<int32_t> target;
 
   void Store(size_t row, size_t unit, __m128i count) const {
-    StoreUnits(data + row * stride + unit, count, units - unit);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target.At(row, unit)), count);
   }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  Target<float> target;
   const Affine& affine;
-  float* data;
-  size_t stride;
-  size_t units;
 
   void Store(size_t row, size_t unit, __m128i count) const {
     if constexpr (clamped) {
@@ -44,8 +28,7 @@ struct FloatOutput {
       count = _mm_max_epi32(count, _mm_set1_epi32(affine.clamp_min));
     }
     const __m128 scaled = _mm_mul_ps(_mm_cvtepi32_ps(count), _mm_load_ps(affine.multiplier + unit));
-    const __m128 result = _mm_add_ps(scaled, _mm_load_ps(affine.bias + unit));
-    StoreUnits(data + row * stride + unit, _mm_castps_si128(result), units - unit);
+    _mm_storeu_ps(target.At(row, unit), _mm_add_ps(scaled, _mm_load_ps(affine.bias + unit)));
   }
 };
 
