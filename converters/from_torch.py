@@ -38,7 +38,7 @@ def main() -> None:
     import numpy as np
 
     from keras_binaryvit import checkpoints
-    from keras_binaryvit.deploy.files import check_output, save_model
+    from keras_binaryvit.files import check_output, save_model
 
     check_output(arguments.model)
     config = checkpoints.read_config(arguments.config) if arguments.config else None

@@ -57,7 +57,7 @@ def main() -> None:
     import numpy as np
 
     import keras_binaryvit as kb
-    from keras_binaryvit.deploy.files import check_output
+    from keras_binaryvit.files import check_output
 
     steps.end()
     for path in filter(None, (arguments.output, arguments.report)):

@@ -25,7 +25,7 @@ def main() -> None:
     """Loads, renames and writes."""
     arguments = parse_arguments()
     from keras_binaryvit import checkpoints
-    from keras_binaryvit.deploy.files import check_output, load_model
+    from keras_binaryvit.files import check_output, load_model
 
     check_output(arguments.checkpoint)
     model = load_model(arguments.model)

@@ -10,7 +10,7 @@ import training
 from recipe import Recipe
 
 import keras_binaryvit as kb
-from keras_binaryvit.deploy.files import check_output, save_model
+from keras_binaryvit.files import check_output, save_model
 
 TO_LCE = Path(__file__).resolve().parent.parent / "converters" / "to_lce.py"
 

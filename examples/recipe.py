@@ -35,6 +35,7 @@ class Recipe:
         devices: How many devices of this host; None for all.
         seed: Of weights, shuffling and augmentation.
         keep: Checkpoints to keep, besides the best.
+        tensorboard: Write logs for TensorBoard too.
         resume: Continue the run in `output`.
     """
 
@@ -62,6 +63,7 @@ class Recipe:
     devices: int | None = None
     seed: int = 0
     keep: int = 3
+    tensorboard: bool = False
     resume: bool = False
 
 
@@ -86,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
     add(parser, "train_split", "what to train on, such as train[:10%%]")
     add(parser, "output", "folder to write to", type=Path)
     switch(parser, "resume", "continue an interrupted run in the same folder")
+    add(parser, "keep", "checkpoints to keep, besides the best", type=int)
+    switch(parser, "tensorboard", "write logs for TensorBoard too; history.csv has the same")
 
     recipe = parser.add_argument_group("recipe")
     add(recipe, "epochs", "passes over the training images", type=int)
@@ -110,7 +114,6 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
     add(machine, "devices", "how many devices of this host; None means all", type=int)
     add(machine, "mixed_precision", "compute in half precision", choices=("float16", "bfloat16"))
     switch(machine, "remat", "compute blocks again in the backward pass: less memory, more time")
-    add(machine, "keep", "checkpoints to keep, besides the best", type=int)
 
 
 def recipe(arguments: argparse.Namespace, **others) -> Recipe:

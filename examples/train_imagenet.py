@@ -27,7 +27,7 @@ def main() -> None:
     import training  # now that the backend is chosen
 
     import keras_binaryvit as kb
-    from keras_binaryvit.deploy.files import save_model
+    from keras_binaryvit.files import save_model
 
     networks = {preset: network for network in (kb.BinaryViT, kb.FlatBinaryViT) for preset in network.presets}
     if arguments.preset not in networks:

@@ -15,7 +15,7 @@ import keras_binaryvit as kb
 # What makes a network a real-valued one of the same architecture.
 _REAL = {"input_quantizer": None, "kernel_quantizer": None, "binary_probabilities": False}
 # What may differ when a run continues.
-_FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat")
+_FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
 
 
 def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[keras.Model, dict[str, list[float]]]:
@@ -40,7 +40,7 @@ def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[kera
     }
     if recipe.real:
         arguments |= _REAL | ({"conv_kernel_quantizer": None} if network is kb.BinaryViT else {})
-    with kb.training.distribute(recipe.devices) as distribution:
+    with _devices(recipe) as distribution:
         teacher = keras.models.load_model(recipe.teacher) if recipe.teacher else None
         model = network(**arguments)
         if recipe.real_kernel_epochs:
@@ -49,6 +49,12 @@ def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[kera
             fit(stage, first, teacher, distribution)
             kb.training.copy_weights(first, model)
         return model, fit(recipe, model, teacher, distribution)
+
+
+def _devices(recipe: Recipe):
+    if keras.backend.backend() == "torch" and recipe.devices is None:
+        return contextlib.nullcontext(kb.training.Distribution(("default",)))
+    return kb.training.distribute(recipe.devices)
 
 
 def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution) -> dict[str, list[float]]:
@@ -97,9 +103,27 @@ def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distrib
             epochs=recipe.epochs,
             initial_epoch=done,
             validation_data=testing,
-            callbacks=[kb.training.RaiseOnNaN(), checkpoints],
+            callbacks=[*_monitors(recipe, model, load(split, batch_size=16, cache=False)), checkpoints],
+            verbose=0,
         )
     return checkpoints.history
+
+
+def _monitors(recipe: Recipe, model: keras.Model, few_images) -> list[keras.callbacks.Callback]:
+    """Returns what watches the training; each sees what those before it have logged."""
+    monitors = [kb.training.RaiseOnNaN(), kb.training.LearningRateMonitor()]
+    if any(kb.quantizers.is_one_bit(getattr(layer, "kernel_quantizer", None)) for layer in model._flatten_layers()):
+        monitors.append(kb.training.FlipMonitor())
+    if not recipe.real:
+        images, _ = next(few_images.as_numpy_iterator())
+        monitors.append(kb.training.AttentionMonitor(images))
+    monitors += [
+        kb.training.ProgressBar(),
+        keras.callbacks.CSVLogger(str(recipe.output / "history.csv"), append=recipe.resume),
+    ]
+    if recipe.tensorboard:
+        monitors.append(keras.callbacks.TensorBoard(str(recipe.output / "tensorboard")))
+    return monitors
 
 
 @contextlib.contextmanager

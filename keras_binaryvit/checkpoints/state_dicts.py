@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_binaryvit.deploy.files import write_file
+from keras_binaryvit.files import write_file
 
 StateDict = Mapping[str, np.ndarray]
 

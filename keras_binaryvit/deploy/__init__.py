@@ -1,11 +1,11 @@
 """From a trained model to a `.tflite` file, and the proof that it computes the same."""
 
-from keras_binaryvit.deploy.files import load_model, write_file
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.inspect import Inspection, inspect
 from keras_binaryvit.deploy.lce import ConversionError, convert, count_ops, predict
 from keras_binaryvit.deploy.report import report
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
+from keras_binaryvit.files import load_model, write_file
 
 __all__ = [
     "ConversionError",

@@ -7,8 +7,8 @@ import sys
 
 import keras
 
-from keras_binaryvit.deploy.files import write_file
 from keras_binaryvit.deploy.lce import convert_frozen
+from keras_binaryvit.files import write_file
 
 
 def main(source: str, target: str, *modules: str) -> None:

@@ -116,6 +116,8 @@ class DeiT(PresetModel):
         self.expansion = expansion
         self.drop_path_rate = drop_path_rate
         self._layers_dtype = dtype
+        if dtype is not None:
+            self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""

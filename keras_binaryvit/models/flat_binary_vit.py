@@ -129,6 +129,8 @@ class FlatBinaryViT(PresetModel):
         self.binary_probabilities = binary_probabilities
         self.remat = remat
         self._layers_dtype = dtype
+        if dtype is not None:
+            self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""

@@ -23,7 +23,7 @@ def pack(model: keras.Model) -> dict[str, np.ndarray]:
     Raises:
         ValueError: A quantiser gives other values than signs with one magnitude for each unit.
     """
-    packed = {}
+    packed: dict[str, np.ndarray] = {}
     binary = _binary_layers(model)
     for weight in model.weights:
         if weight.path not in binary:

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy.files import check_output, write_file
+from keras_binaryvit.files import check_output, write_file
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.training.teachers import gives_probabilities
 

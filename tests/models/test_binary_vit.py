@@ -186,6 +186,12 @@ def test_logits_are_float32_under_mixed_policies(policy):
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
 
 
+def test_losses_are_scaled_in_float16():
+    model = small(dtype="mixed_float16")
+    model.compile("sgd", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

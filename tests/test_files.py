@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_binaryvit.deploy import load_model, write_file
-from keras_binaryvit.deploy.files import check_output, save_model
+from keras_binaryvit.files import check_output, save_model
 
 
 def test_writes_and_replaces(tmp_path):
