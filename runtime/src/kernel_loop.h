@@ -4,10 +4,38 @@
 #define BINARYVIT_KERNEL_LOOP_H_
 
 #include <cstring>
+#include <utility>
 
 #include "kernels.h"
 
+#define BINARYVIT_INLINE __attribute__((always_inline))
+
 namespace binaryvit {
+
+// Calls body(0) to body(count - 1), each inlined with its constant: compilers keep an array in registers only if its indices
+// are constants early on.
+template <typename Body, int... i>
+inline BINARYVIT_INLINE void UnrollSequence(const Body& body, std::integer_sequence<int, i...>) {
+  (body(i), ...);
+}
+
+template <int count, typename Body>
+inline BINARYVIT_INLINE void Unroll(const Body& body) {
+  UnrollSequence(body, std::make_integer_sequence<int, count>());
+}
+
+// Gives the counts of a tile to its output, vector by vector: counts(r, v) is that of row r and vector v. Output has At(unit),
+// whose result keeps what all rows share, and stores.
+template <int rows, int vectors, size_t lanes, typename Output, typename Counts>
+inline BINARYVIT_INLINE void StoreTile(const Output& output, size_t row, size_t unit, const Counts& counts) {
+  decltype(output.At(unit)) columns[vectors];
+  Unroll<vectors>([&](int v) BINARYVIT_INLINE { columns[v] = output.At(unit + v * lanes); });
+  auto* data = output.target.At(row, unit);
+  Unroll<rows>([&](int r) BINARYVIT_INLINE {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { columns[v].Store(data + v * lanes, counts(r, v)); });
+    data += output.target.stride;
+  });
+}
 
 // Where the results of a tile go: rows from `row` and units from `unit` on, `first_unit` being the first one at `data`.
 template <typename T>

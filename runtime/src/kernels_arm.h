@@ -7,8 +7,6 @@
 
 #include "kernel_loop.h"
 
-#define BINARYVIT_INLINE inline __attribute__((always_inline))
-
 namespace binaryvit {
 namespace {
 
@@ -57,77 +55,91 @@ struct ArmTile {
                   const Output& output, size_t row, size_t unit) {
     static_assert(blocks == 1, "two blocks need more registers than there are");
     const uint32_t* activation[rows];
-    for (int r = 0; r < rows; ++r) activation[r] = activations + r * stride;
+    Unroll<rows>([&](int r) BINARYVIT_INLINE { activation[r] = activations + r * stride; });
     if (words <= Sum::kWordsBeforeOverflow) {
       typename Sum::Part parts[rows][kVectors];
       CountWords<rows>(activation, weights, words, parts);
-      Store<rows>(output, row, unit, [&](int r, int v) { return Sum::Total(parts[r][v]); });
+      StoreTile<rows, kVectors, kLanes>(output, row, unit,
+                                        [&](int r, int v) BINARYVIT_INLINE { return Sum::Total(parts[r][v]); });
       return;
     }
-    uint32x4_t counts[rows][kVectors] = {};
+    uint32x4_t counts[rows][kVectors];
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<kVectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vdupq_n_u32(0); });
+    });
     while (words > 0) {
       const size_t step = words < Sum::kWordsBeforeOverflow ? words : Sum::kWordsBeforeOverflow;
       typename Sum::Part parts[rows][kVectors];
       CountWords<rows>(activation, weights, step, parts);
       weights += step * kUnits;
       words -= step;
-      for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) counts[r][v] = vaddq_u32(counts[r][v], Sum::Total(parts[r][v]));
-      }
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+          counts[r][v] = vaddq_u32(counts[r][v], Sum::Total(parts[r][v]));
+        });
+      });
     }
-    Store<rows>(output, row, unit, [&](int r, int v) { return counts[r][v]; });
+    StoreTile<rows, kVectors, kLanes>(output, row, unit,
+                                      [&](int r, int v) BINARYVIT_INLINE { return counts[r][v]; });
   }
 
  private:
   // Counts `words` words, one or more, and moves `activation` behind them.
   template <int rows>
-  BINARYVIT_INLINE static void CountWords(const uint32_t* (&activation)[rows], const uint32_t* weights, size_t words,
-                                          typename Sum::Part (&parts)[rows][kVectors]) {
+  static inline BINARYVIT_INLINE void CountWords(const uint32_t* (&activation)[rows], const uint32_t* weights,
+                                                 size_t words, typename Sum::Part (&parts)[rows][kVectors]) {
     const uint32_t* end = weights + words * kUnits;
-    ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) { parts[r][v] = Sum::First(count); });
+    ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
+      parts[r][v] = Sum::First(count);
+    });
     while ((weights += kUnits) != end) {
-      ForWord<rows>(activation, weights,
-                    [&](int r, int v, uint8x16_t count) { parts[r][v] = Sum::Add(parts[r][v], count); });
+      ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
+        parts[r][v] = Sum::Add(parts[r][v], count);
+      });
     }
   }
 
   template <int rows, typename Body>
-  BINARYVIT_INLINE static void ForWord(const uint32_t* (&activation)[rows], const uint32_t* weights, const Body& body) {
+  static inline BINARYVIT_INLINE void ForWord(const uint32_t* (&activation)[rows], const uint32_t* weights,
+                                              const Body& body) {
     uint32x4_t weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) weight[v] = vld1q_u32(weights + v * kLanes);
-    for (int r = 0; r < rows; ++r) {
+    Unroll<kVectors>([&](int v) BINARYVIT_INLINE { weight[v] = vld1q_u32(weights + v * kLanes); });
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
       const uint32x4_t bits = vld1q_dup_u32(activation[r]++);
-      for (int v = 0; v < kVectors; ++v) body(r, v, vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v]))));
-    }
-  }
-
-  template <int rows, typename Output, typename Counts>
-  BINARYVIT_INLINE static void Store(const Output& output, size_t row, size_t unit, const Counts& counts) {
-    auto* data = output.target.At(row, unit);
-    const size_t stride = output.target.stride;
-    for (int v = 0; v < kVectors; ++v) {
-      const auto column = output.At(unit + v * kLanes);
-      for (int r = 0; r < rows; ++r) column.Store(data + r * stride + v * kLanes, counts(r, v));
-    }
+      Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+        body(r, v, vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v]))));
+      });
+    });
   }
 };
 
-// Narrows the comparisons of 32 values to a byte each, keeps one bit of each byte, and adds neighbours up.
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
+// A bit of each of 16 bytes that tell whether values are below zero.
+uint8x16_t SignBits(const float* values) {
   const uint8x16_t one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  for (size_t word = 0; word < words; ++word, values += kBitsPerWord) {
-    uint8x16_t bytes[2];
-    for (int half = 0; half < 2; ++half) {
-      uint32x4_t below[4];
-      for (int v = 0; v < 4; ++v) below[v] = vcltzq_f32(vld1q_f32(values + 16 * half + 4 * v));
-      const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(below[0]), vreinterpretq_u16_u32(below[1]));
-      const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(below[2]), vreinterpretq_u16_u32(below[3]));
-      bytes[half] = vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)), one_bit);
+  uint16x8_t below[2];
+  for (int half = 0; half < 2; ++half) {
+    const uint32x4_t low = vcltzq_f32(vld1q_f32(values + 8 * half));
+    const uint32x4_t high = vcltzq_f32(vld1q_f32(values + 8 * half + 4));
+    below[half] = vuzp1q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+  }
+  return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(below[0]), vreinterpretq_u8_u16(below[1])), one_bit);
+}
+
+// Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
+void PackSigns(const float* values, size_t words, uint32_t* bits) {
+  for (; words >= 4; words -= 4, bits += 4) {
+    uint8x16_t sums[4];
+    for (int word = 0; word < 4; ++word, values += kBitsPerWord) {
+      sums[word] = vpaddq_u8(SignBits(values), SignBits(values + 16));
     }
-    uint8x16_t sum = vpaddq_u8(bytes[0], bytes[1]);
+    const uint8x16_t all = vpaddq_u8(vpaddq_u8(sums[0], sums[1]), vpaddq_u8(sums[2], sums[3]));
+    vst1q_u32(bits, vreinterpretq_u32_u8(all));
+  }
+  for (; words > 0; --words, ++bits, values += kBitsPerWord) {
+    uint8x16_t sum = vpaddq_u8(SignBits(values), SignBits(values + 16));
     sum = vpaddq_u8(sum, sum);
     sum = vpaddq_u8(sum, sum);
-    bits[word] = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);
+    *bits = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);
   }
 }
 

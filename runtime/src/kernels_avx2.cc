@@ -11,25 +11,37 @@ constexpr size_t kLanes = 8;
 constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
 
 struct CountOutput {
+  struct Column {
+    void Store(int32_t* target, __m256i count) const {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), count);
+    }
+  };
+
   Target<int32_t> target;
 
-  void Store(size_t row, size_t unit, __m256i count) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target.At(row, unit)), count);
-  }
+  Column At(size_t) const { return {}; }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  struct Column {
+    __m256 multiplier, bias;
+    __m256i clamp_min, clamp_max;
+
+    void Store(float* target, __m256i count) const {
+      if constexpr (clamped) {
+        count = _mm256_max_epi32(_mm256_min_epi32(_mm256_slli_epi32(count, 1), clamp_max), clamp_min);
+      }
+      _mm256_storeu_ps(target, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(count), multiplier), bias));
+    }
+  };
+
   Target<float> target;
   const Affine& affine;
 
-  void Store(size_t row, size_t unit, __m256i count) const {
-    if constexpr (clamped) {
-      count = _mm256_min_epi32(_mm256_slli_epi32(count, 1), _mm256_set1_epi32(affine.clamp_max));
-      count = _mm256_max_epi32(count, _mm256_set1_epi32(affine.clamp_min));
-    }
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(count), _mm256_load_ps(affine.multiplier + unit));
-    _mm256_storeu_ps(target.At(row, unit), _mm256_add_ps(scaled, _mm256_load_ps(affine.bias + unit)));
+  Column At(size_t unit) const {
+    return {_mm256_load_ps(affine.multiplier + unit), _mm256_load_ps(affine.bias + unit),
+            _mm256_set1_epi32(affine.clamp_min), _mm256_set1_epi32(affine.clamp_max)};
   }
 };
 
@@ -55,34 +67,33 @@ struct Tile {
                   const Output& output, size_t row, size_t unit) {
     static_assert(blocks == 1, "two blocks need more registers than there are");
     __m256i counts[rows][kVectors];
-    for (size_t first = 0; first < words || first == 0; first += kWordsBeforeOverflow) {
-      __m256i bytes[rows][kVectors];
-      for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) bytes[r][v] = _mm256_setzero_si256();
-      }
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<kVectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm256_setzero_si256(); });
+    });
+    for (size_t first = 0; first < words; first += kWordsBeforeOverflow) {
       const size_t last = words - first < kWordsBeforeOverflow ? words : first + kWordsBeforeOverflow;
+      __m256i bytes[rows][kVectors];
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        Unroll<kVectors>([&](int v) BINARYVIT_INLINE { bytes[r][v] = _mm256_setzero_si256(); });
+      });
       for (size_t word = first; word < last; ++word) {
-        __m256i weight[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          weight[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + word * kUnits + v * kLanes));
-        }
-        for (int r = 0; r < rows; ++r) {
+        const auto* weight = reinterpret_cast<const __m256i*>(weights + word * kUnits);
+        Unroll<rows>([&](int r) BINARYVIT_INLINE {
           const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
-          for (int v = 0; v < kVectors; ++v) {
-            bytes[r][v] = _mm256_add_epi8(bytes[r][v], BitsOfBytes(_mm256_xor_si256(activation, weight[v])));
-          }
-        }
+          Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+            const __m256i differing = _mm256_xor_si256(activation, _mm256_load_si256(weight + v));
+            bytes[r][v] = _mm256_add_epi8(bytes[r][v], BitsOfBytes(differing));
+          });
+        });
       }
-      for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          const __m256i sum = SumOfBytes(bytes[r][v]);
-          counts[r][v] = first == 0 ? sum : _mm256_add_epi32(counts[r][v], sum);
-        }
-      }
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+          counts[r][v] = _mm256_add_epi32(counts[r][v], SumOfBytes(bytes[r][v]));
+        });
+      });
     }
-    for (int v = 0; v < kVectors; ++v) {
-      for (int r = 0; r < rows; ++r) output.Store(row + r, unit + v * kLanes, counts[r][v]);
-    }
+    StoreTile<rows, kVectors, kLanes>(output, row, unit,
+                                      [&](int r, int v) BINARYVIT_INLINE { return counts[r][v]; });
   }
 };
 

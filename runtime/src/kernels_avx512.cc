@@ -7,23 +7,35 @@ namespace binaryvit {
 namespace {
 
 struct CountOutput {
+  struct Column {
+    void Store(int32_t* target, __m512i count) const { _mm512_storeu_si512(target, count); }
+  };
+
   Target<int32_t> target;
 
-  void Store(size_t row, size_t unit, __m512i count) const { _mm512_storeu_si512(target.At(row, unit), count); }
+  Column At(size_t) const { return {}; }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  struct Column {
+    __m512 multiplier, bias;
+    __m512i clamp_min, clamp_max;
+
+    void Store(float* target, __m512i count) const {
+      if constexpr (clamped) {
+        count = _mm512_max_epi32(_mm512_min_epi32(_mm512_slli_epi32(count, 1), clamp_max), clamp_min);
+      }
+      _mm512_storeu_ps(target, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(count), multiplier), bias));
+    }
+  };
+
   Target<float> target;
   const Affine& affine;
 
-  void Store(size_t row, size_t unit, __m512i count) const {
-    if constexpr (clamped) {
-      count = _mm512_min_epi32(_mm512_slli_epi32(count, 1), _mm512_set1_epi32(affine.clamp_max));
-      count = _mm512_max_epi32(count, _mm512_set1_epi32(affine.clamp_min));
-    }
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(count), _mm512_load_ps(affine.multiplier + unit));
-    _mm512_storeu_ps(target.At(row, unit), _mm512_add_ps(scaled, _mm512_load_ps(affine.bias + unit)));
+  Column At(size_t unit) const {
+    return {_mm512_load_ps(affine.multiplier + unit), _mm512_load_ps(affine.bias + unit),
+            _mm512_set1_epi32(affine.clamp_min), _mm512_set1_epi32(affine.clamp_max)};
   }
 };
 
@@ -34,23 +46,23 @@ struct Tile {
   static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
                   const Output& output, size_t row, size_t unit) {
     __m512i counts[rows][blocks];
-    for (int r = 0; r < rows; ++r) {
-      for (int b = 0; b < blocks; ++b) counts[r][b] = _mm512_setzero_si512();
-    }
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<blocks>([&](int b) BINARYVIT_INLINE { counts[r][b] = _mm512_setzero_si512(); });
+    });
     for (size_t word = 0; word < words; ++word) {
       __m512i weight[blocks];
-      for (int b = 0; b < blocks; ++b) weight[b] = _mm512_load_si512(weights + (b * words + word) * kUnits);
-      for (int r = 0; r < rows; ++r) {
+      Unroll<blocks>([&](int b) BINARYVIT_INLINE {
+        weight[b] = _mm512_load_si512(weights + (b * words + word) * kUnits);
+      });
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
         const __m512i activation = _mm512_set1_epi32(static_cast<int>(activations[r * stride + word]));
-        for (int b = 0; b < blocks; ++b) {
+        Unroll<blocks>([&](int b) BINARYVIT_INLINE {
           const __m512i differing = _mm512_popcnt_epi32(_mm512_xor_si512(activation, weight[b]));
           counts[r][b] = _mm512_add_epi32(counts[r][b], differing);
-        }
-      }
+        });
+      });
     }
-    for (int b = 0; b < blocks; ++b) {
-      for (int r = 0; r < rows; ++r) output.Store(row + r, unit + b * kUnits, counts[r][b]);
-    }
+    StoreTile<rows, blocks, kUnits>(output, row, unit, [&](int r, int b) BINARYVIT_INLINE { return counts[r][b]; });
   }
 };
 

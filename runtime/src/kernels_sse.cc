@@ -10,25 +10,35 @@ namespace binaryvit {
 namespace {
 
 struct CountOutput {
+  struct Column {
+    void Store(int32_t* target, __m128i count) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(target), count); }
+  };
+
   Target<int32_t> target;
 
-  void Store(size_t row, size_t unit, __m128i count) const {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target.At(row, unit)), count);
-  }
+  Column At(size_t) const { return {}; }
 };
 
 template <bool clamped>
 struct FloatOutput {
+  struct Column {
+    __m128 multiplier, bias;
+    __m128i clamp_min, clamp_max;
+
+    void Store(float* target, __m128i count) const {
+      if constexpr (clamped) {
+        count = _mm_max_epi32(_mm_min_epi32(_mm_slli_epi32(count, 1), clamp_max), clamp_min);
+      }
+      _mm_storeu_ps(target, _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(count), multiplier), bias));
+    }
+  };
+
   Target<float> target;
   const Affine& affine;
 
-  void Store(size_t row, size_t unit, __m128i count) const {
-    if constexpr (clamped) {
-      count = _mm_min_epi32(_mm_slli_epi32(count, 1), _mm_set1_epi32(affine.clamp_max));
-      count = _mm_max_epi32(count, _mm_set1_epi32(affine.clamp_min));
-    }
-    const __m128 scaled = _mm_mul_ps(_mm_cvtepi32_ps(count), _mm_load_ps(affine.multiplier + unit));
-    _mm_storeu_ps(target.At(row, unit), _mm_add_ps(scaled, _mm_load_ps(affine.bias + unit)));
+  Column At(size_t unit) const {
+    return {_mm_load_ps(affine.multiplier + unit), _mm_load_ps(affine.bias + unit), _mm_set1_epi32(affine.clamp_min),
+            _mm_set1_epi32(affine.clamp_max)};
   }
 };
 
@@ -39,23 +49,32 @@ struct Tile {
   static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
                   const Output& output, size_t row, size_t unit) {
     static_assert(blocks == 1, "there is one size");
-    uint64_t counts[rows][kUnits] = {};
-    for (size_t word = 0; word < words; word += kWordGroup) {
-      uint64_t weight[kUnits];
-      std::memcpy(weight, weights + word * kUnits, sizeof weight);
-      for (int r = 0; r < rows; ++r) {
-        uint64_t activation = 0;
-        std::memcpy(&activation, activations + r * stride + word, (words - word < kWordGroup ? 1 : 2) * sizeof(uint32_t));
-        for (size_t u = 0; u < kUnits; ++u) {
-          counts[r][u] += static_cast<uint64_t>(_mm_popcnt_u64(activation ^ weight[u]));
-        }
-      }
+    uint64_t counts[rows][kUnits];
+    Unroll<rows>([&](int r) BINARYVIT_INLINE { Unroll<kUnits>([&](int u) BINARYVIT_INLINE { counts[r][u] = 0; }); });
+    size_t word = 0;
+    for (; word + 1 < words; word += kWordGroup, weights += kUnits * kWordGroup) {
+      AddWords<rows, 2>(activations + word, stride, weights, counts);
     }
-    for (int r = 0; r < rows; ++r) {
-      output.Store(row + r, unit,
-                   _mm_setr_epi32(static_cast<int>(counts[r][0]), static_cast<int>(counts[r][1]),
-                                  static_cast<int>(counts[r][2]), static_cast<int>(counts[r][3])));
-    }
+    if (word < words) AddWords<rows, 1>(activations + word, stride, weights, counts);
+    StoreTile<rows, 1, kUnits>(output, row, unit, [&](int r, int) BINARYVIT_INLINE {
+      return _mm_setr_epi32(static_cast<int>(counts[r][0]), static_cast<int>(counts[r][1]),
+                            static_cast<int>(counts[r][2]), static_cast<int>(counts[r][3]));
+    });
+  }
+
+ private:
+  template <int rows, int words>
+  static inline BINARYVIT_INLINE void AddWords(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                               uint64_t (&counts)[rows][kUnits]) {
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      uint64_t activation = 0;
+      std::memcpy(&activation, activations + r * stride, words * sizeof(uint32_t));
+      Unroll<kUnits>([&](int u) BINARYVIT_INLINE {
+        uint64_t weight;
+        std::memcpy(&weight, weights + u * kWordGroup, sizeof weight);
+        counts[r][u] += static_cast<uint64_t>(_mm_popcnt_u64(activation ^ weight));
+      });
+    });
   }
 };
 
