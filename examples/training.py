@@ -11,6 +11,7 @@ import keras
 from recipe import Recipe
 
 import keras_binaryvit as kb
+from keras_binaryvit.files import load_model
 
 # What makes a network a real-valued one of the same architecture.
 _REAL = {"input_quantizer": None, "kernel_quantizer": None, "binary_probabilities": False}
@@ -41,7 +42,7 @@ def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[kera
     if recipe.real:
         arguments |= _REAL | ({"conv_kernel_quantizer": None} if network is kb.BinaryViT else {})
     with _devices(recipe) as distribution:
-        teacher = keras.models.load_model(recipe.teacher) if recipe.teacher else None
+        teacher = load_model(recipe.teacher) if recipe.teacher else None
         model = network(**arguments)
         if recipe.real_kernel_epochs:
             stage = dataclasses.replace(recipe, output=recipe.output / "real_kernels", epochs=recipe.real_kernel_epochs)
@@ -145,7 +146,9 @@ def _explained(recipe: Recipe):
 
 def _evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
     """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices."""
-    split = next(name for name in ("test", "validation") if info.num_examples.get(name))
+    split = next((name for name in ("test", "validation") if info.num_examples.get(name)), None)
+    if split is None:
+        raise ValueError(f"{info.name!r} has no images to evaluate on: neither a 'test' nor a 'validation' split.")
     sizes = range(replicas, max(batch_size, replicas) + 1, replicas)
     covering = [size for size in sizes if info.num_examples[split] % size == 0]
     if not covering:
@@ -167,7 +170,7 @@ def _write_recipe(recipe: Recipe) -> None:
         for name, value in dataclasses.asdict(recipe).items()
         if name not in _FREE
     }
-    if file.exists():
+    if file.exists() and any(recipe.output.rglob("epoch-*.npz")):  # one that failed before is none
         if not recipe.resume:
             raise ValueError(
                 f"{str(recipe.output)!r} holds a run: continue it with --resume, or name another --output."

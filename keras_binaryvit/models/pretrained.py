@@ -91,6 +91,10 @@ def load(model: keras.Model, path: str | os.PathLike, digest: str, without: tupl
         FileNotFoundError: The file is missing.
         ValueError: Its SHA-256 isn't `digest`, or it doesn't fit the model.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {os.fspath(path)!r} with the weights. Install keras-binaryvit again."
+        )
     actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if actual != digest:
         raise ValueError(
