@@ -1,0 +1,44 @@
+// Two pools in two threads run loops of all sizes; built with the thread sanitiser by test_thread_pool.py.
+#include "thread_pool.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+
+using binaryvit::ThreadPool;
+
+static void Check(ThreadPool& pool, size_t count) {
+  static constexpr size_t kMost = 64;
+  int done[kMost] = {};
+  int by_thread[binaryvit::kMaxThreads] = {};  // not atomic: one thread, one entry
+  pool.ParallelFor(count, [&](size_t index, int thread) {
+    done[index] += 1;
+    by_thread[thread] += 1;
+  });
+  size_t total = 0;
+  for (int thread = 0; thread < pool.threads(); ++thread) total += static_cast<size_t>(by_thread[thread]);
+  for (size_t index = 0; index < count; ++index) {
+    if (done[index] != 1 || total != count) {
+      std::printf("index %zu of %zu ran %d times, %zu in all\n", index, count, done[index], total);
+      std::exit(1);
+    }
+  }
+}
+
+static void* Main(void*) {
+  ThreadPool pool;
+  for (const int threads : {4, 1, 3, 2, 200, -1}) {
+    pool.SetThreads(threads);
+    for (int round = 0; round < 20; ++round) {
+      for (const size_t count : {0, 1, 2, 3, 5, 64}) Check(pool, count);
+    }
+  }
+  return nullptr;
+}
+
+int main() {
+  pthread_t other;
+  if (pthread_create(&other, nullptr, Main, nullptr) != 0) return 1;
+  Main(nullptr);
+  return pthread_join(other, nullptr);
+}
