@@ -1,5 +1,7 @@
 """Trained weights as bits and magnitudes, and the presets that have some."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from layer_checks import numpy, randomize
 import keras_binaryvit as kb
 from keras_binaryvit.models import pretrained
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SMALL = {
     "image_shape": (16, 16, 3),
     "num_classes": 3,
@@ -149,3 +152,22 @@ def test_a_trained_preset_with_a_new_head(preset):
 def test_a_trained_preset_that_does_not_fit(preset):
     with pytest.raises(ValueError, match="don't fit the model"):
         Preset.from_preset("mine", image_shape=(32, 32, 3))
+
+
+def test_cifar10():
+    """The first 40 test images, and the logits of the model before it was packed."""
+    model = kb.BinaryViT.from_preset("binaryvit_tiny_32_cifar10")
+    with np.load(GOLDEN / "cifar10_sample.npz") as sample:
+        logits = numpy(model(kb.data.normalize(sample["images"], "cifar10")))
+        # Rounding may flip a bit, and with it a logit by some tenths.
+        assert np.mean(np.abs(logits - sample["logits"]) < 1e-3) > 0.9
+        assert np.mean(logits.argmax(-1) == sample["logits"].argmax(-1)) > 0.95
+        assert np.mean(logits.argmax(-1) == sample["labels"]) > 0.5
+
+
+def test_all_weights_are_those_of_their_preset():
+    for network in (kb.BinaryViT, kb.FlatBinaryViT, kb.DeiT):
+        assert set(network.trained) <= set(network.presets)
+    files = {path.stem for path in pretrained.FOLDER.glob("*.npz")}
+    assert files == set(kb.BinaryViT.trained)
+    assert all(path.stat().st_size < 6e6 for path in pretrained.FOLDER.iterdir())
