@@ -60,6 +60,7 @@ def _devices(recipe: Recipe):
 
 def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution) -> dict[str, list[float]]:
     """Trains a stage of the recipe, from its newest checkpoint if it continues, and returns the logs of all epochs."""
+    recipe.output.mkdir(parents=True, exist_ok=True)
     checkpoints = kb.training.Checkpoints(recipe.output / "checkpoints", keep=recipe.keep)
     done = checkpoints.completed_epochs
     load = functools.partial(
@@ -170,7 +171,10 @@ def _write_recipe(recipe: Recipe) -> None:
         for name, value in dataclasses.asdict(recipe).items()
         if name not in _FREE
     }
-    if file.exists() and any(recipe.output.rglob("epoch-*.npz")):  # one that failed before is none
+    # A run that failed before its first epoch was over has left nothing, and may be put right in the same folder.
+    if file.exists() and any(
+        path.is_file() and path.stat().st_size for path in recipe.output.rglob("*") if path != file
+    ):
         if not recipe.resume:
             raise ValueError(
                 f"{str(recipe.output)!r} holds a run: continue it with --resume, or name another --output."

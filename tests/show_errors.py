@@ -1,13 +1,18 @@
 """Tries wrong input and prints what each says: `python tests/show_errors.py`."""
 
+import contextlib
+import io
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,12 +28,17 @@ TINY |= {"num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 2)}
 
 
 def say(title, action):
-    """Prints the error of `action`, its first 400 characters on one line."""
-    try:
-        action()
-        text = "no error"
-    except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Prints the error of `action`, or else its last warning: the first 400 characters on one line."""
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            action()
+            happened = caught[-1].message if caught else None
+        except Exception as error:
+            happened = error
+    text = "no error" if happened is None else f"{type(happened).__name__}: {' '.join(str(happened).split())}"
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "FOLDER", re.sub(r"\x1b\[\d+m", "", text))
     print(f"* **{title}**\n  {text[:400]}")
 
 
@@ -114,6 +124,194 @@ def conversions(folder):
     print(f"\nAfter the last two the old file is {'as it was' if kept else 'lost'}; beside it: {beside}")
 
 
+def student(classes=10, name="student", shape=(8, 8, 1), units=4):
+    """Returns a compiled network that takes a second to make."""
+    layers = keras.layers
+    hidden = kb.layers.QuantDense(units, input_quantizer="ste_sign", kernel_quantizer="ste_sign")
+    model = keras.Sequential([keras.Input(shape), layers.Flatten(), hidden, layers.Dense(classes)], name=name)
+    compile_eagerly(model)
+    return model
+
+
+def compile_eagerly(model, optimizer="adam"):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], run_eagerly=True)
+
+
+def digits(split="train[:96]", **arguments):
+    return kb.data.load("digits", split, **{"batch_size": 32, **arguments})
+
+
+def distillation(folder):
+    """Tries teachers that don't fit the student, data without images, a loss that isn't finite, and cached logits."""
+
+    def distill(teacher, dataset, classes=10, **arguments):
+        distiller = kb.training.Distiller(student(classes), teacher, **arguments)
+        compile_eagerly(distiller)
+        distiller.fit(dataset, verbose=0)
+
+    teacher = student(name="teacher")
+    unbuilt = keras.Sequential([keras.layers.Dense(10)], name="teacher")
+    soft = keras.Sequential([teacher, keras.layers.Softmax()], name="soft")
+    real = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    nan = digits().map(lambda images, labels: (images * np.nan, labels))
+    say("teacher with other classes", lambda: distill(student(5, "teacher"), digits()))
+    say("teacher that ends in a softmax", lambda: distill(soft, digits()))
+    say("teacher without weights", lambda: distill(unbuilt, digits()))
+    say("teacher of larger images", lambda: distill(student(name="teacher", shape=(16, 16, 1)), digits()))
+    say("no teacher", lambda: distill(None, digits()))
+    say("label weight of 1", lambda: distill(teacher, digits(), label_weight=1))
+    say("NaN images, Distiller", lambda: distill(real, nan))
+    say("learning rate that is too high", diverge)
+    say("data set without a batch", lambda: distill(teacher, digits(batch_size=100, drop_remainder=True)))
+    say("empty split", lambda: digits("train[:0]"))
+    say("split that three hosts can't share", lambda: digits("train[:97]", batch_size=33, shard=(0, 3)))
+
+    logits = folder / "logits.npy"
+    cached = kb.training.with_cached_logits
+    kb.training.cache_logits(teacher, digits(), logits, verbose=False)
+    say("cached logits of other images", lambda: distill(None, cached(digits("test[:96]"), logits)))
+    say("cached logits, and a teacher", lambda: distill(teacher, cached(digits(), logits)))
+    say("cached logits for another student", lambda: distill(None, cached(digits(), logits), classes=5))
+    other = student(name="other")
+    say("cache of another teacher", lambda: kb.training.cache_logits(other, digits(), logits, verbose=False))
+    more = folder / "more.npy"
+    cache_more = lambda: kb.training.cache_logits(teacher, digits(), more, verbose=False)  # noqa: E731
+    say("full disk, cached logits", lambda: on_a_full_disk(cache_more))
+    logits.write_bytes(logits.read_bytes()[:-100])
+    say("cached logits cut short", lambda: cached(digits(), logits))
+    say("cached logits that aren't there", lambda: cached(digits(), folder / "other.npy"))
+
+
+def diverge():
+    model = student()
+    compile_eagerly(model, keras.optimizers.SGD(1e30))
+    model.fit(digits(), verbose=0, callbacks=[kb.training.RaiseOnNaN()])
+
+
+def devices():
+    """Tries batches that two devices can't share, and devices that aren't there."""
+
+    def fit(devices, dataset):
+        with kb.training.distribute(devices):
+            model = student()
+            model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+            model.fit(dataset, verbose=0)
+
+    say("batch that the devices don't divide", lambda: fit(2, digits(batch_size=31, drop_remainder=True)))
+    say("last batch that they don't divide", lambda: fit(2, digits("train[:33]")))
+    say("more devices than there are", lambda: fit(8, digits()))
+    say("device that isn't there", lambda: fit(["cpu:0", "gpu:0"], digits()))
+
+
+def runs(folder):
+    """Tries checkpoints that are damaged or of another run, and a disk that is full when one is to be written."""
+
+    def fit(folder, epochs, initial_epoch=0, model=None, restore=False):
+        checkpoints = kb.training.Checkpoints(folder, monitor="loss")
+        model = model or student()
+        if restore:
+            checkpoints.restore(model)
+        model.fit(digits(), epochs=epochs, initial_epoch=initial_epoch, verbose=0, callbacks=[checkpoints])
+
+    def restore(model):
+        return kb.training.Checkpoints(run).restore(model)
+
+    run = folder / "run"
+    fit(run, 2)
+    sgd = student()
+    compile_eagerly(sgd, "sgd")
+    say("new run in the folder of another", lambda: fit(run, 2))
+    say("continued without initial_epoch", lambda: fit(run, 4, restore=True))
+    say("continued with another architecture", lambda: restore(student(units=5)))
+    say("continued with another optimiser", lambda: restore(sgd))
+    say("model that isn't compiled", lambda: restore(keras.Sequential([keras.layers.Dense(3)])))
+    say("folder that can't be written to", lambda: fit("/proc/run", 1))
+    say("full disk, checkpoint", lambda: on_a_full_disk(lambda: fit(run, 3, 2, restore=True)))
+    say("best by a metric that isn't logged", lambda: kb.training.Checkpoints(run).load_best(student()))
+    files = sorted(run.glob("epoch-*.npz"))
+    files[-1].write_bytes(files[-1].read_bytes()[:1000])
+    say("newest checkpoint cut short", lambda: restore(student()))
+    for file in files:
+        file.write_bytes(b"")
+    say("all checkpoints damaged", lambda: restore(student()))
+
+
+def presets(folder):
+    """Tries trained weights that are damaged, missing, or of another network than the one asked for."""
+
+    class Trained(kb.BinaryViT):
+        presets = {"mine": TINY}
+
+    weights = folder / "mine.npz"
+    Trained.trained = {"mine": kb.models.pretrained.save(Trained.from_preset("mine"), weights)}
+    with mock.patch.object(kb.models.pretrained, "FOLDER", folder):
+        say("trained preset, other widths", lambda: Trained.from_preset("mine", embed_dims=(16, 64)))
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+        say("trained preset, a changed bit", lambda: Trained.from_preset("mine"))
+        weights.unlink()
+        say("trained preset, no file", lambda: Trained.from_preset("mine"))
+
+
+def optimizers():
+    """Tries optimisers that leave variables to nobody or to two, and schedules that can't be."""
+    case, bop, adam = kb.optimizers.CaseOptimizer, kb.optimizers.Bop, keras.optimizers.Adam
+
+    def fit(optimizer):
+        model = student()
+        compile_eagerly(model, optimizer)
+        model.fit(digits(), verbose=0)
+
+    say("kernels of two optimisers", lambda: fit(case((bop.is_binary_variable, bop()), (lambda v: True, adam()))))
+    say("variables of no optimiser", lambda: fit(case((bop.is_binary_variable, bop()))))
+    say("optimiser of no variable", lambda: fit(case((lambda v: False, bop()), default_optimizer=adam())))
+    say("warm-up as long as the training", lambda: kb.training.CosineSchedule(0.01, 5, 10, warmup_epochs=5))
+
+
+def examples(folder):
+    """Tries wrong options and data with train_imagenet.py, on 24 images in ImageNet's form."""
+    sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests" / "examples")]
+    import tensorflow as tf
+    import test_train_imagenet as mini
+    import train_imagenet
+
+    def run(*options, data="data", output="out"):
+        arguments = ["--preset=mini", "--image-size=16", "--batch-size=8", "--epochs=1", "--devices=1"]
+        arguments += [f"--data-dir={folder / data}", f"--output={folder / output}", *options]
+        with mock.patch.object(sys, "argv", ["train_imagenet.py", *arguments]):
+            train_imagenet.main()
+
+    images = mini.examples(24)
+    damaged = [*images[:12], (b"no JPEG", 0), *images[13:]]
+    splits = {
+        "data": {"train": images, "validation": images[:8]},
+        "damaged": {"train": damaged, "validation": images[:8]},
+        "train_only": {"train": images},
+    }
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for name, files in splits.items():
+            (folder / name).mkdir()
+            mini.write(folder / name, files)
+    (folder / "cut.keras").write_bytes(b"no archive")
+    (folder / "full").mkdir()
+    (folder / "full" / "history.csv").symlink_to("/dev/full")
+    tf.config.run_functions_eagerly(True)  # to compile the network takes longer than all its steps
+    with mock.patch.object(kb.BinaryViT, "presets", {"mini": TINY}):
+        say("unknown preset of train_imagenet.py", lambda: run("--preset=maxi"))
+        say("split smaller than a batch", lambda: run("--train-split=train[:5]", output="small"))
+        say("teacher of other classes", lambda: run(f"--teacher={mini.teacher(folder, 5)}", output="classes"))
+        say("teacher that isn't there", lambda: run(f"--teacher={folder / 'none.keras'}", output="none"))
+        say("teacher cut short", lambda: run(f"--teacher={folder / 'cut.keras'}", output="cut"))
+        say("data set without test images", lambda: run(data="train_only", output="train_only"))
+        say("damaged JPEG in the middle of an epoch", lambda: run(data="damaged"))
+        say("folder of another run", lambda: (run(output="whole"), run(output="whole")))
+        say("continued differently", lambda: run("--resume", "--clip-norm=1", output="whole"))
+        say("full disk, logs", lambda: run(output="full"))
+    tf.config.run_functions_eagerly(False)
+
+
 def on_a_full_disk(action):
     """Runs `action` where no file can grow beyond 1,000 bytes, which looks the same to a process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -137,8 +335,26 @@ def interrupted(*arguments):
 
 
 def main():
-    model = kb.BinaryViT(**TINY)
+    import tensorflow as tf
+
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     folder = Path(tempfile.mkdtemp())
+    print("## Models, data and conversion\n")
+    conversion(folder)
+    print("\n## Training\n")
+    distillation(folder)
+    devices()
+    runs(folder)
+    presets(folder)
+    optimizers()
+    print("\n## The training examples\n")
+    examples(folder)
+
+
+def conversion(folder):
+    """Tries models that can't be, data that isn't there, and files that can't be converted."""
+    model = kb.BinaryViT(**TINY)
     model.save(folder / "model.keras")
     (folder / "cut.keras").write_bytes((folder / "model.keras").read_bytes()[:9000])
 
@@ -158,10 +374,8 @@ def main():
     flatbuffer = kb.deploy.convert(model)
     say("NaN images, verify", lambda: kb.deploy.verify(model, flatbuffer, nan))
     model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
-    history = model.fit(nan, np.zeros(1), verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
-    print(
-        f"* **NaN images, fit**\n  the loss is {history.history['loss'][0]}; TerminateOnNaN stops, as in the examples"
-    )
+    stop = kb.training.RaiseOnNaN()
+    say("NaN images, fit", lambda: model.fit(nan, np.zeros(1), verbose=0, callbacks=[stop]))
     to_lce = "converters/to_lce.py"
     say(".keras file cut short", lambda: command(to_lce, str(folder / "cut.keras"), str(folder / "x.tflite")))
     say("output folder missing", lambda: command(to_lce, str(folder / "model.keras"), str(folder / "no" / "x.tflite")))

@@ -119,6 +119,7 @@ def test_config_round_trip():
         **TWO_STAGES,
         "drop_path_rate": 0.25,
         "binary_probabilities": False,
+        "remat": True,
         "input_quantizer": "ste_sign",
         "kernel_quantizer": "magnitude_aware_sign",
         "conv_kernel_quantizer": "swish_sign",

@@ -94,6 +94,7 @@ def test_config_round_trip(row):
         "expansion": 2,
         "drop_path_rate": 0.25,
         "binary_probabilities": False,
+        "remat": True,
         "input_quantizer": "ste_sign",
         "kernel_quantizer": "magnitude_aware_sign",
         "dtype": "mixed_bfloat16",
