@@ -16,6 +16,10 @@ $(VENV)/.test: $(VENV)/.examples
 	$(BIN)/pip install --quiet -e '.[test]'
 	touch $@
 
+$(VENV)/.runtime: $(VENV)/.test $(wildcard runtime/*.* runtime/src/* runtime/python/*/*.py)
+	$(BIN)/pip install --quiet './runtime[test]'
+	touch $@
+
 quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --resume
 
@@ -24,10 +28,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/.runtime
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(addprefix tests/deploy/test_,fold.py freeze.py inference.py lower.py)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/test_optimizers.py \
+		$(addprefix tests/training/test_,losses.py distiller.py monitoring.py checkpoints.py)
+	cd runtime && $(abspath $(BIN))/python -m pytest -n 2
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
@@ -37,6 +44,8 @@ bench: $(VENV)/.test
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
 	$(BIN)/python tests/bench_conversion.py
 	$(BIN)/python tests/bench_training.py
+	$(BIN)/python tests/bench_scaling.py
+	$(BIN)/python tests/show_resume.py tensorflow
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
