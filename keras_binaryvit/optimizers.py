@@ -76,8 +76,9 @@ class Bop(keras.optimizers.Optimizer):
         average = self._averages[self._get_variable_index(variable)]
         difference = ops.cast(gradient, variable.dtype) - average
         self.assign_add(average, current(self.gamma) * difference)
-        excess = variable * average - current(self.threshold)
-        updated = ops.where(excess > 0, -variable, ops.where(excess < 0, variable, excess))
+        weights = ops.convert_to_tensor(variable)  # JAX doesn't take variables everywhere
+        excess = weights * average - current(self.threshold)
+        updated = ops.where(excess > 0, -weights, ops.where(excess < 0, weights, excess))
         # +1 at 0, as in Larq; NaN stays NaN, on PyTorch too, where its sign is 0.
         signs = ops.where(updated >= 0, ops.ones_like(updated), -ops.ones_like(updated))
         self.assign(variable, ops.where(ops.isnan(updated), updated, signs))
