@@ -140,14 +140,17 @@ def _explained(recipe: Recipe):
             raise
         raise ValueError(
             f"An image of {recipe.dataset!r} can't be decoded; the last checkpoint is as it was. Find it with "
-            f"keras_binaryvit.data.damaged({recipe.dataset!r}, {recipe.train_split!r}, data_dir=...), and continue "
+            f"keras_binaryvit.data.damaged({recipe.dataset!r}, 'train', data_dir=...), and continue "
             "with --resume and a --train-split without it, such as 'train[:57]+train[58:]'."
         ) from error
 
 
 def _evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
-    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices."""
-    split = next((name for name in ("test", "validation") if info.num_examples.get(name)), None)
+    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices.
+
+    ImageNet's test images have no labels.
+    """
+    split = next((name for name in ("validation", "test") if info.num_examples.get(name)), None)
     if split is None:
         raise ValueError(f"{info.name!r} has no images to evaluate on: neither a 'test' nor a 'validation' split.")
     sizes = range(replicas, max(batch_size, replicas) + 1, replicas)

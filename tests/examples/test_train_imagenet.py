@@ -145,6 +145,23 @@ def test_a_teacher_of_other_classes(run, tmp_path):
         run(f"--teacher={teacher(tmp_path, num_classes=5)}")
 
 
+@pytest.mark.parametrize(
+    "splits, batch_size, replicas, expected",
+    [
+        ({"train": 9, "validation": 50_000, "test": 100_000}, 512, 8, ("validation", 400)),
+        ({"train": 9, "test": 10_000}, 64, 1, ("test", 50)),
+        ({"train": 9, "test": 10_000}, 4, 8, ("test", 8)),
+        ({"train": 9, "test": 7}, 8, 2, ("test", 8)),
+    ],
+)
+def test_what_is_evaluated(monkeypatch, splits, batch_size, replicas, expected):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import training
+
+    info = kb.data.DatasetInfo("some", 3, ("a", "b", "c"), (None, None, 3), splits)
+    assert training._evaluation(info, batch_size, replicas) == expected
+
+
 def test_unknown_preset(run):
     with pytest.raises(ValueError, match="Unknown preset 'maxi'. Known presets: mini"):
         run("--preset=maxi")
