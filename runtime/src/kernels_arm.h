@@ -15,7 +15,7 @@ constexpr size_t kLanes = 4;
 // An output gives a Column for the units of a vector, which stores the counts of row after row.
 struct CountOutput {
   struct Column {
-    void Store(int32_t* target, uint32x4_t count) const { vst1q_s32(target, vreinterpretq_s32_u32(count)); }
+    void Store(int32_t* to, uint32x4_t count) const { vst1q_s32(to, vreinterpretq_s32_u32(count)); }
   };
 
   Target<int32_t> target;
@@ -29,10 +29,10 @@ struct FloatOutput {
     float32x4_t multiplier, bias;
     int32x4_t clamp_min, clamp_max;
 
-    void Store(float* target, uint32x4_t count) const {
+    void Store(float* to, uint32x4_t count) const {
       int32x4_t x = vreinterpretq_s32_u32(count);
       if constexpr (clamped) x = vmaxq_s32(vminq_s32(vshlq_n_s32(x, 1), clamp_max), clamp_min);
-      vst1q_f32(target, vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias));
+      vst1q_f32(to, vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias));
     }
   };
 

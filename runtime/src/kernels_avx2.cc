@@ -12,8 +12,8 @@ constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
 
 struct CountOutput {
   struct Column {
-    void Store(int32_t* target, __m256i count) const {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), count);
+    void Store(int32_t* to, __m256i count) const {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), count);
     }
   };
 
@@ -28,11 +28,11 @@ struct FloatOutput {
     __m256 multiplier, bias;
     __m256i clamp_min, clamp_max;
 
-    void Store(float* target, __m256i count) const {
+    void Store(float* to, __m256i count) const {
       if constexpr (clamped) {
         count = _mm256_max_epi32(_mm256_min_epi32(_mm256_slli_epi32(count, 1), clamp_max), clamp_min);
       }
-      _mm256_storeu_ps(target, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(count), multiplier), bias));
+      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(count), multiplier), bias));
     }
   };
 

@@ -8,7 +8,7 @@ namespace {
 
 struct CountOutput {
   struct Column {
-    void Store(int32_t* target, __m512i count) const { _mm512_storeu_si512(target, count); }
+    void Store(int32_t* to, __m512i count) const { _mm512_storeu_si512(to, count); }
   };
 
   Target<int32_t> target;
@@ -22,11 +22,11 @@ struct FloatOutput {
     __m512 multiplier, bias;
     __m512i clamp_min, clamp_max;
 
-    void Store(float* target, __m512i count) const {
+    void Store(float* to, __m512i count) const {
       if constexpr (clamped) {
         count = _mm512_max_epi32(_mm512_min_epi32(_mm512_slli_epi32(count, 1), clamp_max), clamp_min);
       }
-      _mm512_storeu_ps(target, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(count), multiplier), bias));
+      _mm512_storeu_ps(to, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(count), multiplier), bias));
     }
   };
 

@@ -11,7 +11,7 @@ namespace {
 
 struct CountOutput {
   struct Column {
-    void Store(int32_t* target, __m128i count) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(target), count); }
+    void Store(int32_t* to, __m128i count) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), count); }
   };
 
   Target<int32_t> target;
@@ -25,11 +25,11 @@ struct FloatOutput {
     __m128 multiplier, bias;
     __m128i clamp_min, clamp_max;
 
-    void Store(float* target, __m128i count) const {
+    void Store(float* to, __m128i count) const {
       if constexpr (clamped) {
         count = _mm_max_epi32(_mm_min_epi32(_mm_slli_epi32(count, 1), clamp_max), clamp_min);
       }
-      _mm_storeu_ps(target, _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(count), multiplier), bias));
+      _mm_storeu_ps(to, _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(count), multiplier), bias));
     }
   };
 
