@@ -20,7 +20,8 @@ using litert::Node;
 using litert::Registration;
 using litert::Status;
 
-const OpType* const kOps[] = {&kLceQuantize, &kLceDequantize, &kLceBconv2d, &kLceBMaxPool2d};
+const OpType* const kOps[] = {&kLceQuantize, &kLceDequantize, &kLceBconv2d,  &kLceBMaxPool2d,
+                              &kAttention,   &kFeedForward,   &kPatchMerging, &kPooling};
 
 const OpType* FindOp(const char* name) {
   for (const OpType* op : kOps) {

@@ -57,18 +57,23 @@ const char* KernelNames() {
 #endif
 }
 
+void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, size_t tile, size_t group,
+              uint32_t* packed) {
+  const size_t padded_words = RoundUp(words, group);
+  for (size_t unit = 0; unit < units; ++unit) {
+    uint32_t* block = packed + unit / tile * tile * padded_words;
+    for (size_t word = 0; word < words; ++word) {
+      const size_t index = (word / group * tile + unit % tile) * group + word % group;
+      block[index] = rows[unit * stride + word];
+    }
+  }
+}
+
 bool PackWeights(const KernelSet& kernels, const uint32_t* rows, size_t units, size_t words,
                  Buffer<uint32_t>* packed) {
   const size_t tile = kernels.unit_tile, group = kernels.word_group;
-  const size_t padded_words = RoundUp(words, group);
-  if (!packed->Resize(RoundUp(units, tile) * padded_words)) return false;
-  for (size_t unit = 0; unit < units; ++unit) {
-    uint32_t* block = packed->data() + unit / tile * tile * padded_words;
-    for (size_t word = 0; word < words; ++word) {
-      const size_t index = (word / group * tile + unit % tile) * group + word % group;
-      block[index] = rows[unit * words + word];
-    }
-  }
+  if (!packed->Resize(PackedWords(units, words, tile, group))) return false;
+  PackRows(rows, words, units, words, tile, group, packed->data());
   return true;
 }
 

@@ -42,10 +42,68 @@ struct Affine {
   int32_t clamp_max;
 };
 
+// Rows of reals, `stride` values from one to the next.
+struct RealRows {
+  const float* data;
+  size_t stride;
+};
+
+// What becomes of a count in a projection with a shortcut:
+//
+//   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift [+ residual]]
+//
+// One value a unit, and room for a multiple of the unit tile in these arrays and in all rows.
+struct Projection {
+  const float* multiplier;
+  const float* bias;
+  const float* slope;
+  const float* scale;  // null: neither scale nor shift
+  const float* shift;
+};
+
+// The first product of a feed-forward layer, `expansion` hidden units for each of `channels`, which are a multiple of the
+// hidden tile. Hidden unit (channel, e) stands at HiddenIndex in the constants and in the packed weights; its shortcut is
+// shortcuts[e * period + channel % period] of each row.
+struct Hidden {
+  const uint32_t* weights;
+  size_t words;  // of a row of activations
+  size_t channels;
+  size_t expansion;
+  size_t period;  // a multiple of the hidden tile
+  const float* multiplier;
+  const float* bias;
+  const float* slope;
+  const float* threshold;
+};
+
+// prelu((count - offset) * scale + bias + query + shortcut, slope)
+struct Context {
+  const int32_t* offset;
+  const float* scale;
+  const float* bias;
+  const float* slope;
+};
+
+// A row of a map under a weighted cross: see docs/operators.md. Rows above and below hold zeros where they lie outside.
+struct CrossRow {
+  size_t width;
+  size_t channels;
+  size_t vertical;
+  size_t horizontal;
+  const float* const* above;  // by distance, from 1 on
+  const float* const* below;
+  const float* center;
+  const float* weights;       // center, vertical distances, horizontal distances: `channels` each
+  const float* row_edge;      // one a channel
+  const float* column_edges;  // one a position and channel
+  bool residual;
+};
+
 struct KernelSet {
   const char* name;
-  size_t unit_tile;   // units whose weights stand side by side
-  size_t word_group;  // words of one unit that stand side by side
+  size_t unit_tile;    // units whose weights stand side by side
+  size_t word_group;   // words of one unit that stand side by side
+  size_t hidden_tile;  // the same of hidden units
 
   // output[row][unit] of all rows and units; `stride` values from one row of the output to the next.
   void (*multiply)(const Rows&, const Weights&, const Affine&, float* output, size_t stride);
@@ -53,6 +111,23 @@ struct KernelSet {
   void (*count)(const Rows&, const Weights&, int32_t* output, size_t stride);
   // Sets bit i % 32 of word i / 32 for each of the 32 * words values that is below zero.
   void (*pack_signs)(const float* values, size_t words, uint32_t* bits);
+
+  // The projection's values; without `residual.data` there is no residual.
+  void (*project)(const Rows&, const Weights&, const Projection&, const RealRows& shortcut, const RealRows& residual,
+                  float* output, size_t stride);
+  // For each row the sign bits of hidden values + threshold, at HiddenPosition, and the means over each channel's units.
+  void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
+                 size_t bits_stride);
+  // output[i] = values[i] * factors[i]; `count` is a multiple of 32.
+  void (*scale)(const float* values, const float* factors, size_t count, float* output);
+  // pack_signs of values[i] + thresholds[i].
+  void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
+  // Sets a bit for each of the 32 * words counts that is `limit` or less.
+  void (*pack_at_most)(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits);
+  // `channels` is a multiple of 32.
+  void (*context)(const int32_t* counts, const Context&, const float* query, const float* shortcut, size_t channels,
+                  float* output);
+  void (*cross)(const CrossRow&, float* output);
 };
 
 // The best set that this processor runs, or the one that the environment variable BINARYVIT_KERNELS names: scalar, sse,
@@ -67,6 +142,40 @@ const char* KernelNames();
 
 // Rounds up to a multiple of the tile.
 static inline size_t RoundUp(size_t value, size_t tile) { return (value + tile - 1) / tile * tile; }
+
+// The same into `packed`, which has PackedWords words, for tiles of another size; rows are `stride` words apart.
+void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, size_t tile, size_t group,
+              uint32_t* packed);
+static inline size_t PackedWords(size_t units, size_t words, size_t tile, size_t group) {
+  return RoundUp(units, tile) * RoundUp(words, group);
+}
+
+// Hidden units go tile of channels by tile of channels, and within one by e, then by channel.
+static inline size_t HiddenIndex(size_t tile, size_t expansion, size_t channel, size_t e) {
+  return (channel / tile * expansion + e) * tile + channel % tile;
+}
+
+// Where the bit of a hidden unit is. A word takes the bits of one lane, `expansion` of each tile, for as many whole tiles
+// as fit (or the 32-bit parts of one); each bit is shifted in from above.
+struct HiddenPosition {
+  size_t word;
+  size_t bit;
+};
+static inline size_t TilesPerWord(size_t expansion) { return expansion > kBitsPerWord ? 1 : kBitsPerWord / expansion; }
+static inline size_t HiddenWords(size_t tile, size_t channels, size_t expansion) {
+  const size_t tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+  return (tiles + share - 1) / share * WordsFor(expansion) * tile;
+}
+static inline HiddenPosition PositionOfHidden(size_t tile, size_t channels, size_t expansion, size_t channel, size_t e) {
+  const size_t tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+  const size_t index = channel / tile, group = index / share, lane = channel % tile;
+  const size_t tiles_here = tiles - group * share < share ? tiles - group * share : share;
+  const size_t part = e / kBitsPerWord;
+  const size_t rest = expansion - part * kBitsPerWord < kBitsPerWord ? expansion - part * kBitsPerWord : kBitsPerWord;
+  const size_t pushed = expansion > kBitsPerWord ? rest : expansion * tiles_here;
+  const size_t word = (group * WordsFor(expansion) + part) * tile + lane;
+  return {word, kBitsPerWord - pushed + index % share * expansion + e % kBitsPerWord};
+}
 
 extern const KernelSet kScalarKernels;
 #if defined(__x86_64__)

@@ -12,101 +12,88 @@ namespace {
 
 constexpr size_t kLanes = 4;
 
-// An output gives a Column for the units of a vector, which stores the counts of row after row.
-struct CountOutput {
-  struct Column {
-    void Store(int32_t* to, uint32x4_t count) const { vst1q_s32(to, vreinterpretq_s32_u32(count)); }
-  };
+struct Simd {
+  using Float = float32x4_t;
+  using Int = int32x4_t;
+  static constexpr size_t kLanes = binaryvit::kLanes;
 
-  Target<int32_t> target;
-
-  Column At(size_t) const { return {}; }
-};
-
-template <bool clamped>
-struct FloatOutput {
-  struct Column {
-    float32x4_t multiplier, bias;
-    int32x4_t clamp_min, clamp_max;
-
-    void Store(float* to, uint32x4_t count) const {
-      int32x4_t x = vreinterpretq_s32_u32(count);
-      if constexpr (clamped) x = vmaxq_s32(vminq_s32(vshlq_n_s32(x, 1), clamp_max), clamp_min);
-      vst1q_f32(to, vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias));
-    }
-  };
-
-  Target<float> target;
-  const Affine& affine;
-
-  Column At(size_t unit) const {
-    return {vld1q_f32(affine.multiplier + unit), vld1q_f32(affine.bias + unit), vdupq_n_s32(affine.clamp_min),
-            vdupq_n_s32(affine.clamp_max)};
-  }
+  static Float Load(const float* from) { return vld1q_f32(from); }
+  static Int Load(const int32_t* from) { return vld1q_s32(from); }
+  static void Store(float* to, Float x) { vst1q_f32(to, x); }
+  static void Store(int32_t* to, Int x) { vst1q_s32(to, x); }
+  static Float Set(float x) { return vdupq_n_f32(x); }
+  static Int Set(int32_t x) { return vdupq_n_s32(x); }
+  static Float Add(Float a, Float b) { return vaddq_f32(a, b); }
+  static Int Add(Int a, Int b) { return vaddq_s32(a, b); }
+  static Int Subtract(Int a, Int b) { return vsubq_s32(a, b); }
+  static Float Multiply(Float a, Float b) { return vmulq_f32(a, b); }
+  static Int Min(Int a, Int b) { return vminq_s32(a, b); }
+  static Int Max(Int a, Int b) { return vmaxq_s32(a, b); }
+  static Float ToFloat(Int x) { return vcvtq_f32_s32(x); }
+  static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
+  static Int PushSign(Int bits, Float x) { return vsriq_n_s32(vreinterpretq_s32_f32(x), bits, 1); }
 };
 
 template <typename Sum>
 struct ArmTile {
-  static constexpr size_t kUnits = 16, kWordGroup = 1, kRows = 4, kBlocks = 1;
-  static constexpr int kVectors = kUnits / kLanes;
+  static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
+  static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
 
-  template <int rows, int blocks, typename Output>
-  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
-                  const Output& output, size_t row, size_t unit) {
-    static_assert(blocks == 1, "two blocks need more registers than there are");
+  template <int rows, int vectors>
+  static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                            size_t words, int32x4_t (&counts)[rows][vectors]) {
     const uint32_t* activation[rows];
     Unroll<rows>([&](int r) BINARYVIT_INLINE { activation[r] = activations + r * stride; });
     if (words <= Sum::kWordsBeforeOverflow) {
-      typename Sum::Part parts[rows][kVectors];
-      CountWords<rows>(activation, weights, words, parts);
-      StoreTile<rows, kVectors, kLanes>(output, row, unit,
-                                        [&](int r, int v) BINARYVIT_INLINE { return Sum::Total(parts[r][v]); });
+      typename Sum::Part parts[rows][vectors];
+      CountWords<rows, vectors>(activation, weights, words, parts);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vreinterpretq_s32_u32(Sum::Total(parts[r][v])); });
+      });
       return;
     }
-    uint32x4_t counts[rows][kVectors];
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<kVectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vdupq_n_u32(0); });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vdupq_n_s32(0); });
     });
     while (words > 0) {
       const size_t step = words < Sum::kWordsBeforeOverflow ? words : Sum::kWordsBeforeOverflow;
-      typename Sum::Part parts[rows][kVectors];
-      CountWords<rows>(activation, weights, step, parts);
-      weights += step * kUnits;
+      typename Sum::Part parts[rows][vectors];
+      CountWords<rows, vectors>(activation, weights, step, parts);
+      weights += step * vectors * kLanes;
       words -= step;
       Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
-          counts[r][v] = vaddq_u32(counts[r][v], Sum::Total(parts[r][v]));
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+          counts[r][v] = vaddq_s32(counts[r][v], vreinterpretq_s32_u32(Sum::Total(parts[r][v])));
         });
       });
     }
-    StoreTile<rows, kVectors, kLanes>(output, row, unit,
-                                      [&](int r, int v) BINARYVIT_INLINE { return counts[r][v]; });
   }
 
  private:
   // Counts `words` words, one or more, and moves `activation` behind them.
-  template <int rows>
+  template <int rows, int vectors>
   static inline BINARYVIT_INLINE void CountWords(const uint32_t* (&activation)[rows], const uint32_t* weights,
-                                                 size_t words, typename Sum::Part (&parts)[rows][kVectors]) {
-    const uint32_t* end = weights + words * kUnits;
-    ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
+                                                 size_t words, typename Sum::Part (&parts)[rows][vectors]) {
+    constexpr size_t units = vectors * kLanes;
+    const uint32_t* end = weights + words * units;
+    ForWord<rows, vectors>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
       parts[r][v] = Sum::First(count);
     });
-    while ((weights += kUnits) != end) {
-      ForWord<rows>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
+    while ((weights += units) != end) {
+      ForWord<rows, vectors>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
         parts[r][v] = Sum::Add(parts[r][v], count);
       });
     }
   }
 
-  template <int rows, typename Body>
+  template <int rows, int vectors, typename Body>
   static inline BINARYVIT_INLINE void ForWord(const uint32_t* (&activation)[rows], const uint32_t* weights,
                                               const Body& body) {
-    uint32x4_t weight[kVectors];
-    Unroll<kVectors>([&](int v) BINARYVIT_INLINE { weight[v] = vld1q_u32(weights + v * kLanes); });
+    uint32x4_t weight[vectors];
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[v] = vld1q_u32(weights + v * kLanes); });
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       const uint32x4_t bits = vld1q_dup_u32(activation[r]++);
-      Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         body(r, v, vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v]))));
       });
     });
@@ -145,10 +132,8 @@ void PackSigns(const float* values, size_t words, uint32_t* bits) {
 
 template <typename Sum>
 struct ArmIsa {
+  using Simd = binaryvit::Simd;
   using Tile = ArmTile<Sum>;
-  using CountOutput = binaryvit::CountOutput;
-  template <bool clamped>
-  using FloatOutput = binaryvit::FloatOutput<clamped>;
   static constexpr auto PackSigns = binaryvit::PackSigns;
 };
 

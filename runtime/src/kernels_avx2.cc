@@ -10,38 +10,28 @@ namespace {
 constexpr size_t kLanes = 8;
 constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
 
-struct CountOutput {
-  struct Column {
-    void Store(int32_t* to, __m256i count) const {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), count);
-    }
-  };
+struct Simd {
+  using Float = __m256;
+  using Int = __m256i;
+  static constexpr size_t kLanes = binaryvit::kLanes;
 
-  Target<int32_t> target;
-
-  Column At(size_t) const { return {}; }
-};
-
-template <bool clamped>
-struct FloatOutput {
-  struct Column {
-    __m256 multiplier, bias;
-    __m256i clamp_min, clamp_max;
-
-    void Store(float* to, __m256i count) const {
-      if constexpr (clamped) {
-        count = _mm256_max_epi32(_mm256_min_epi32(_mm256_slli_epi32(count, 1), clamp_max), clamp_min);
-      }
-      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(count), multiplier), bias));
-    }
-  };
-
-  Target<float> target;
-  const Affine& affine;
-
-  Column At(size_t unit) const {
-    return {_mm256_load_ps(affine.multiplier + unit), _mm256_load_ps(affine.bias + unit),
-            _mm256_set1_epi32(affine.clamp_min), _mm256_set1_epi32(affine.clamp_max)};
+  static Float Load(const float* from) { return _mm256_loadu_ps(from); }
+  static Int Load(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+  static void Store(float* to, Float x) { _mm256_storeu_ps(to, x); }
+  static void Store(int32_t* to, Int x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
+  static Float Set(float x) { return _mm256_set1_ps(x); }
+  static Int Set(int32_t x) { return _mm256_set1_epi32(x); }
+  static Float Add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Int Add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int Subtract(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+  static Float Multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Int Min(Int a, Int b) { return _mm256_min_epi32(a, b); }
+  static Int Max(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }
+  static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
+  static Int PushSign(Int bits, Float x) {
+    const __m256i sign = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(INT32_MIN));
+    return _mm256_or_si256(_mm256_srli_epi32(bits, 1), sign);
   }
 };
 
@@ -59,41 +49,38 @@ __m256i SumOfBytes(__m256i bytes) {
 }
 
 struct Tile {
-  static constexpr size_t kUnits = 16, kWordGroup = 1, kRows = 4, kBlocks = 1;
-  static constexpr int kVectors = kUnits / kLanes;
+  static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
+  static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
 
-  template <int rows, int blocks, typename Output>
-  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
-                  const Output& output, size_t row, size_t unit) {
-    static_assert(blocks == 1, "two blocks need more registers than there are");
-    __m256i counts[rows][kVectors];
+  template <int rows, int vectors>
+  static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                            size_t words, __m256i (&counts)[rows][vectors]) {
+    constexpr size_t units = vectors * kLanes;
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<kVectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm256_setzero_si256(); });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm256_setzero_si256(); });
     });
     for (size_t first = 0; first < words; first += kWordsBeforeOverflow) {
       const size_t last = words - first < kWordsBeforeOverflow ? words : first + kWordsBeforeOverflow;
-      __m256i bytes[rows][kVectors];
+      __m256i bytes[rows][vectors];
       Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<kVectors>([&](int v) BINARYVIT_INLINE { bytes[r][v] = _mm256_setzero_si256(); });
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE { bytes[r][v] = _mm256_setzero_si256(); });
       });
       for (size_t word = first; word < last; ++word) {
-        const auto* weight = reinterpret_cast<const __m256i*>(weights + word * kUnits);
+        const auto* weight = reinterpret_cast<const __m256i*>(weights + word * units);
         Unroll<rows>([&](int r) BINARYVIT_INLINE {
           const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
-          Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+          Unroll<vectors>([&](int v) BINARYVIT_INLINE {
             const __m256i differing = _mm256_xor_si256(activation, _mm256_load_si256(weight + v));
             bytes[r][v] = _mm256_add_epi8(bytes[r][v], BitsOfBytes(differing));
           });
         });
       }
       Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<kVectors>([&](int v) BINARYVIT_INLINE {
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
           counts[r][v] = _mm256_add_epi32(counts[r][v], SumOfBytes(bytes[r][v]));
         });
       });
     }
-    StoreTile<rows, kVectors, kLanes>(output, row, unit,
-                                      [&](int r, int v) BINARYVIT_INLINE { return counts[r][v]; });
   }
 };
 
@@ -110,10 +97,8 @@ void PackSigns(const float* values, size_t words, uint32_t* bits) {
 }
 
 struct Isa {
+  using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  using CountOutput = binaryvit::CountOutput;
-  template <bool clamped>
-  using FloatOutput = binaryvit::FloatOutput<clamped>;
   static constexpr auto PackSigns = binaryvit::PackSigns;
 };
 

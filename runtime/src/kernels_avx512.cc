@@ -6,63 +6,57 @@
 namespace binaryvit {
 namespace {
 
-struct CountOutput {
-  struct Column {
-    void Store(int32_t* to, __m512i count) const { _mm512_storeu_si512(to, count); }
-  };
+struct Simd {
+  using Float = __m512;
+  using Int = __m512i;
+  static constexpr size_t kLanes = 16;
 
-  Target<int32_t> target;
-
-  Column At(size_t) const { return {}; }
-};
-
-template <bool clamped>
-struct FloatOutput {
-  struct Column {
-    __m512 multiplier, bias;
-    __m512i clamp_min, clamp_max;
-
-    void Store(float* to, __m512i count) const {
-      if constexpr (clamped) {
-        count = _mm512_max_epi32(_mm512_min_epi32(_mm512_slli_epi32(count, 1), clamp_max), clamp_min);
-      }
-      _mm512_storeu_ps(to, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(count), multiplier), bias));
-    }
-  };
-
-  Target<float> target;
-  const Affine& affine;
-
-  Column At(size_t unit) const {
-    return {_mm512_load_ps(affine.multiplier + unit), _mm512_load_ps(affine.bias + unit),
-            _mm512_set1_epi32(affine.clamp_min), _mm512_set1_epi32(affine.clamp_max)};
+  static Float Load(const float* from) { return _mm512_loadu_ps(from); }
+  static Int Load(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static void Store(float* to, Float x) { _mm512_storeu_ps(to, x); }
+  static void Store(int32_t* to, Int x) { _mm512_storeu_si512(to, x); }
+  static Float Set(float x) { return _mm512_set1_ps(x); }
+  static Int Set(int32_t x) { return _mm512_set1_epi32(x); }
+  static Float Add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Int Add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+  static Int Subtract(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+  static Float Multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Int Min(Int a, Int b) { return _mm512_min_epi32(a, b); }
+  static Int Max(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }
+  static Float Prelu(Float x, Float slope) {
+    return _mm512_mask_mul_ps(x, _mm512_movepi32_mask(_mm512_castps_si512(x)), x, slope);
+  }
+  static Int PushSign(Int bits, Float x) {
+    constexpr int select = 0xCA;  // by the bits of the first operand
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x), _mm512_srli_epi32(bits, 1), select);
   }
 };
 
 struct Tile {
-  static constexpr size_t kUnits = 16, kWordGroup = 1, kRows = 8, kBlocks = 2;
+  static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 16;
+  static constexpr int kRows = 8, kBlocks = 2, kHiddenRows = 8;
 
-  template <int rows, int blocks, typename Output>
-  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
-                  const Output& output, size_t row, size_t unit) {
-    __m512i counts[rows][blocks];
+  template <int rows, int vectors>
+  static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                            size_t words, __m512i (&counts)[rows][vectors]) {
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<blocks>([&](int b) BINARYVIT_INLINE { counts[r][b] = _mm512_setzero_si512(); });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm512_setzero_si512(); });
     });
     for (size_t word = 0; word < words; ++word) {
-      __m512i weight[blocks];
-      Unroll<blocks>([&](int b) BINARYVIT_INLINE {
-        weight[b] = _mm512_load_si512(weights + (b * words + word) * kUnits);
+      __m512i weight[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        weight[v] = _mm512_load_si512(weights + (v * words + word) * kUnits);
       });
       Unroll<rows>([&](int r) BINARYVIT_INLINE {
         const __m512i activation = _mm512_set1_epi32(static_cast<int>(activations[r * stride + word]));
-        Unroll<blocks>([&](int b) BINARYVIT_INLINE {
-          const __m512i differing = _mm512_popcnt_epi32(_mm512_xor_si512(activation, weight[b]));
-          counts[r][b] = _mm512_add_epi32(counts[r][b], differing);
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+          const __m512i differing = _mm512_popcnt_epi32(_mm512_xor_si512(activation, weight[v]));
+          counts[r][v] = _mm512_add_epi32(counts[r][v], differing);
         });
       });
     }
-    StoreTile<rows, blocks, kUnits>(output, row, unit, [&](int r, int b) BINARYVIT_INLINE { return counts[r][b]; });
   }
 };
 
@@ -76,10 +70,8 @@ void PackSigns(const float* values, size_t words, uint32_t* bits) {
 }
 
 struct Isa {
+  using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  using CountOutput = binaryvit::CountOutput;
-  template <bool clamped>
-  using FloatOutput = binaryvit::FloatOutput<clamped>;
   static constexpr auto PackSigns = binaryvit::PackSigns;
 };
 

@@ -1,5 +1,9 @@
 // The reference: what every other kernel set is tested against.
-#include "kernels.h"
+//
+// Products are loops of their own; what is built on them shares the loops of the vectorised sets, with vectors of one value.
+#include <cmath>
+
+#include "kernel_loop.h"
 
 namespace binaryvit {
 namespace {
@@ -10,7 +14,7 @@ int32_t Count(const uint32_t* row, const uint32_t* weights, size_t words) {
   return count;
 }
 
-void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
+void CountByLoops(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
   for (size_t row = 0; row < rows.count; ++row) {
     for (size_t unit = 0; unit < weights.units; ++unit) {
       const uint32_t* packed = weights.data + unit * weights.words;
@@ -19,7 +23,7 @@ void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t 
   }
 }
 
-void Multiply(const Rows& rows, const Weights& weights, const Affine& affine, float* output, size_t stride) {
+void MultiplyByLoops(const Rows& rows, const Weights& weights, const Affine& affine, float* output, size_t stride) {
   for (size_t row = 0; row < rows.count; ++row) {
     for (size_t unit = 0; unit < weights.units; ++unit) {
       const uint32_t* packed = weights.data + unit * weights.words;
@@ -44,8 +48,58 @@ void PackSigns(const float* values, size_t words, uint32_t* bits) {
   }
 }
 
+struct Simd {
+  using Float = float;
+  using Int = int32_t;
+  static constexpr size_t kLanes = 1;
+
+  static Float Load(const float* from) { return *from; }
+  static Int Load(const int32_t* from) { return *from; }
+  static void Store(float* to, Float x) { *to = x; }
+  static void Store(int32_t* to, Int x) { *to = x; }
+  static Float Set(float x) { return x; }
+  static Int Set(int32_t x) { return x; }
+  static Float Add(Float a, Float b) { return a + b; }
+  static Int Add(Int a, Int b) { return a + b; }
+  static Int Subtract(Int a, Int b) { return a - b; }
+  static Float Multiply(Float a, Float b) { return a * b; }
+  static Int Min(Int a, Int b) { return a < b ? a : b; }
+  static Int Max(Int a, Int b) { return a > b ? a : b; }
+  static Float ToFloat(Int x) { return static_cast<float>(x); }
+  // `slope` times x where the sign bit of x is set.
+  static Float Prelu(Float x, Float slope) { return std::signbit(x) ? x * slope : x; }
+  // Moves the bits down by one and puts the sign bit of x on top.
+  static Int PushSign(Int bits, Float x) {
+    return static_cast<Int>(static_cast<uint32_t>(bits) >> 1 | static_cast<uint32_t>(std::signbit(x)) << 31);
+  }
+};
+
+struct Tile {
+  static constexpr size_t kUnits = 1, kWordGroup = 1, kHiddenUnits = 1;
+  static constexpr int kRows = 1, kBlocks = 1, kHiddenRows = 1;
+
+  template <int rows, int vectors>
+  static void Count(const uint32_t* activations, size_t, const uint32_t* weights, size_t words,
+                    int32_t (&counts)[rows][vectors]) {
+    counts[0][0] = binaryvit::Count(activations, weights, words);
+  }
+};
+
+struct Isa {
+  using Simd = binaryvit::Simd;
+  using Tile = binaryvit::Tile;
+  static constexpr auto PackSigns = binaryvit::PackSigns;
+};
+
+constexpr KernelSet MakeScalarKernels() {
+  KernelSet kernels = MakeKernelSet<Isa>("scalar");
+  kernels.multiply = MultiplyByLoops;
+  kernels.count = CountByLoops;
+  return kernels;
+}
+
 }  // namespace
 
-const KernelSet kScalarKernels = {"scalar", 1, 1, Multiply, CountAll, PackSigns};
+const KernelSet kScalarKernels = MakeScalarKernels();
 
 }  // namespace binaryvit

@@ -9,46 +9,38 @@
 namespace binaryvit {
 namespace {
 
-struct CountOutput {
-  struct Column {
-    void Store(int32_t* to, __m128i count) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), count); }
-  };
+struct Simd {
+  using Float = __m128;
+  using Int = __m128i;
+  static constexpr size_t kLanes = 4;
 
-  Target<int32_t> target;
-
-  Column At(size_t) const { return {}; }
-};
-
-template <bool clamped>
-struct FloatOutput {
-  struct Column {
-    __m128 multiplier, bias;
-    __m128i clamp_min, clamp_max;
-
-    void Store(float* to, __m128i count) const {
-      if constexpr (clamped) {
-        count = _mm_max_epi32(_mm_min_epi32(_mm_slli_epi32(count, 1), clamp_max), clamp_min);
-      }
-      _mm_storeu_ps(to, _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(count), multiplier), bias));
-    }
-  };
-
-  Target<float> target;
-  const Affine& affine;
-
-  Column At(size_t unit) const {
-    return {_mm_load_ps(affine.multiplier + unit), _mm_load_ps(affine.bias + unit), _mm_set1_epi32(affine.clamp_min),
-            _mm_set1_epi32(affine.clamp_max)};
+  static Float Load(const float* from) { return _mm_loadu_ps(from); }
+  static Int Load(const int32_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+  static void Store(float* to, Float x) { _mm_storeu_ps(to, x); }
+  static void Store(int32_t* to, Int x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), x); }
+  static Float Set(float x) { return _mm_set1_ps(x); }
+  static Int Set(int32_t x) { return _mm_set1_epi32(x); }
+  static Float Add(Float a, Float b) { return _mm_add_ps(a, b); }
+  static Int Add(Int a, Int b) { return _mm_add_epi32(a, b); }
+  static Int Subtract(Int a, Int b) { return _mm_sub_epi32(a, b); }
+  static Float Multiply(Float a, Float b) { return _mm_mul_ps(a, b); }
+  static Int Min(Int a, Int b) { return _mm_min_epi32(a, b); }
+  static Int Max(Int a, Int b) { return _mm_max_epi32(a, b); }
+  static Float ToFloat(Int x) { return _mm_cvtepi32_ps(x); }
+  static Float Prelu(Float x, Float slope) { return _mm_blendv_ps(x, _mm_mul_ps(x, slope), x); }
+  static Int PushSign(Int bits, Float x) {
+    const __m128i sign = _mm_and_si128(_mm_castps_si128(x), _mm_set1_epi32(INT32_MIN));
+    return _mm_or_si128(_mm_srli_epi32(bits, 1), sign);
   }
 };
 
 struct Tile {
-  static constexpr size_t kUnits = 4, kWordGroup = 2, kRows = 2, kBlocks = 1;
+  static constexpr size_t kUnits = 4, kWordGroup = 2, kHiddenUnits = 4;
+  static constexpr int kRows = 2, kBlocks = 1, kHiddenRows = 2;
 
-  template <int rows, int blocks, typename Output>
-  static void Run(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
-                  const Output& output, size_t row, size_t unit) {
-    static_assert(blocks == 1, "there is one size");
+  template <int rows, int vectors>
+  static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                            size_t words, __m128i (&sums)[rows][vectors]) {
     uint64_t counts[rows][kUnits];
     Unroll<rows>([&](int r) BINARYVIT_INLINE { Unroll<kUnits>([&](int u) BINARYVIT_INLINE { counts[r][u] = 0; }); });
     size_t word = 0;
@@ -56,9 +48,9 @@ struct Tile {
       AddWords<rows, 2>(activations + word, stride, weights, counts);
     }
     if (word < words) AddWords<rows, 1>(activations + word, stride, weights, counts);
-    StoreTile<rows, 1, kUnits>(output, row, unit, [&](int r, int) BINARYVIT_INLINE {
-      return _mm_setr_epi32(static_cast<int>(counts[r][0]), static_cast<int>(counts[r][1]),
-                            static_cast<int>(counts[r][2]), static_cast<int>(counts[r][3]));
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      sums[r][0] = _mm_setr_epi32(static_cast<int>(counts[r][0]), static_cast<int>(counts[r][1]),
+                                  static_cast<int>(counts[r][2]), static_cast<int>(counts[r][3]));
     });
   }
 
@@ -90,10 +82,8 @@ void PackSigns(const float* values, size_t words, uint32_t* bits) {
 }
 
 struct Isa {
+  using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  using CountOutput = binaryvit::CountOutput;
-  template <bool clamped>
-  using FloatOutput = binaryvit::FloatOutput<clamped>;
   static constexpr auto PackSigns = binaryvit::PackSigns;
 };
 

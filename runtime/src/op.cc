@@ -2,6 +2,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 namespace binaryvit {
 namespace {
@@ -85,6 +86,32 @@ bool NodeView::CheckConstant(const litert::Tensor* tensor, const char* role, lit
   return true;
 }
 
+bool NodeView::CheckShape(const litert::Tensor* tensor, const char* role, std::initializer_list<size_t> shape) const {
+  if (!CheckRank(tensor, role, static_cast<int>(shape.size()))) return false;
+  int axis = 0;
+  for (const size_t size : shape) {
+    if (static_cast<size_t>(tensor->dims->data[axis]) != size) {
+      return Fail("dimension %d of the %s must be %zu, but is %d", axis, role, size, tensor->dims->data[axis]);
+    }
+    ++axis;
+  }
+  return true;
+}
+
+bool NodeView::CheckTable(const litert::Tensor* tensor, const char* role, litert::Type type,
+                          std::initializer_list<size_t> shape) const {
+  return CheckConstant(tensor, role, type, static_cast<int>(shape.size())) && CheckShape(tensor, role, shape);
+}
+
+bool NodeView::CheckSameShape(const litert::Tensor* tensor, const char* role, const litert::Tensor* other,
+                              const char* other_role) const {
+  if (!CheckType(tensor, role, litert::kFloat32) || !CheckRank(tensor, role, other->dims->size)) return false;
+  if (std::memcmp(tensor->dims->data, other->dims->data, sizeof(int) * static_cast<size_t>(other->dims->size)) == 0) {
+    return true;
+  }
+  return Fail("the %s must have the shape of the %s", role, other_role);
+}
+
 bool NodeView::ReadOption(const Options& options, const char* name, int64_t low, int64_t high, int* value) const {
   if (!options.valid()) return Fail("its options are no flexbuffer map");
   int64_t found;
@@ -109,6 +136,15 @@ bool NodeView::ResizeOutput(int index, const int64_t* dims, int rank) const {
   shape->size = rank;
   for (int i = 0; i < rank; ++i) shape->data[i] = static_cast<int>(dims[i]);
   return context_->ResizeTensor(context_, Output(index), shape) == litert::kOk;
+}
+
+bool NodeView::ResizeLike(int index, const litert::Tensor* tensor) const {
+  constexpr int kMaxRank = 8;
+  if (!CheckType(Output(index), "output", litert::kFloat32)) return false;
+  if (tensor->dims->size > kMaxRank) return Fail("the input has more than %d dimensions", kMaxRank);
+  int64_t dims[kMaxRank];
+  for (int i = 0; i < tensor->dims->size; ++i) dims[i] = tensor->dims->data[i];
+  return ResizeOutput(index, dims, tensor->dims->size);
 }
 
 }  // namespace binaryvit

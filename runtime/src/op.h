@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 
 #include "flexbuffer.h"
@@ -38,9 +39,17 @@ class NodeView {
   bool CheckType(const litert::Tensor*, const char* role, litert::Type) const;
   // A constant of this type and rank, with all the data that its shape promises.
   bool CheckConstant(const litert::Tensor*, const char* role, litert::Type, int rank) const;
+  // The shape is this one.
+  bool CheckShape(const litert::Tensor*, const char* role, std::initializer_list<size_t> shape) const;
+  // A constant of this type and shape.
+  bool CheckTable(const litert::Tensor*, const char* role, litert::Type, std::initializer_list<size_t> shape) const;
+  // A float32 tensor of the other one's shape.
+  bool CheckSameShape(const litert::Tensor*, const char* role, const litert::Tensor* other, const char* other_role) const;
   // The option `name`, between `low` and `high`.
   bool ReadOption(const Options&, const char* name, int64_t low, int64_t high, int* value) const;
   bool ResizeOutput(int index, const int64_t* dims, int rank) const;
+  // Gives the output, of float32, the shape of a tensor.
+  bool ResizeLike(int index, const litert::Tensor*) const;
 
   Session& session;
 
@@ -82,6 +91,7 @@ constexpr OpType MakeOpType(const char* name) {
 }
 
 extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
+extern const OpType kAttention, kFeedForward, kPatchMerging, kPooling;
 
 // Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
 static inline size_t Product(const litert::IntArray& dims, int first, int last) {

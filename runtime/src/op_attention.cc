@@ -1,0 +1,408 @@
+// BinaryVitAttention: a whole self-attention of signs. Keys and values come first; then a few queries at a time pass from the
+// input to the output, so that nothing of theirs leaves the cache.
+//
+// A score takes one of head_dim + 1 values, by the number of bits in which query and key differ. So the exponentials are a
+// table, and a probability is above the threshold where that number is at most a limit, which the row's sum gives. A row of
+// the binary attention is then a mask of bits, and a value a column of bits: with a in {0, 1} and v = +-1, the sum of a * v
+// is the number of bits in which mask and column differ, less the column's own number of bits.
+#include <cmath>
+
+#include "op.h"
+#include "projection.h"
+
+namespace binaryvit {
+namespace {
+
+constexpr size_t kRowsPerTask = 16;
+constexpr int32_t kFarCount = int32_t{1} << 30;  // of keys that don't exist
+
+enum Kernel : size_t { kQuery, kKey, kValue, kOutput, kReduced, kKernels };
+
+// Rows of the table of parameters.
+constexpr size_t kScaleRow = 0, kKernelRows = 1, kThresholdRows = 17, kContextRows = 20, kOutputRows = 23,
+                 kReducedRows = 25, kRows = 25, kRowsWithReduced = 29;
+
+struct Attention {
+  bool Prepare(const NodeView& node, const Options& options);
+  bool Invoke(const NodeView& node);
+
+ private:
+  bool ReadShapes(const NodeView& node, const Options& options);
+  bool Pack(const NodeView& node);
+  bool Reserve(const NodeView& node);
+  void ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread);
+  void PoolRow(const float* x, size_t position, float* mean, float* row_sum) const;
+  void PackHead(const KernelSet& kernels, size_t head);
+  void ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count, int thread);
+  void Attend(const KernelSet& kernels, const uint32_t* query_bits, size_t count, int32_t* sums, int thread);
+  int32_t Limit(const int32_t* counts) const;
+  void PackSignsByHead(const KernelSet& kernels, const float* values, const Buffer<float>& thresholds, uint32_t* bits,
+                       float* padded) const;
+  void Project(const KernelSet& kernels, Kernel kernel, const RealRows& rows, size_t count, const RealRows& residual,
+               float* output, uint32_t* bits) const;
+
+  size_t HeadDim() const { return channels / heads; }
+  size_t HeadWords() const { return WordsFor(HeadDim()); }
+  size_t SignWords() const { return heads * HeadWords(); }
+  size_t Words() const { return WordsFor(channels); }
+  size_t Width() const { return PaddedWidth(channels); }
+  size_t Queries() const { return height * width; }
+  size_t Keys() const { return Queries() / (reduction * reduction); }
+  size_t KeyWords() const { return WordsFor(Keys()); }
+
+  size_t heads = 1, reduction = 1;
+  int has_residual = 0;
+  size_t batch = 0, height = 0, width = 0, channels = 0;
+
+  // Constants.
+  bool packed = false;
+  PackedProjection projections[kKernels];
+  Buffer<float> input_thresholds[kKernels];
+  Buffer<float> scale;
+  Buffer<float> sign_thresholds[3];  // of queries, keys and values; where a head has no whole words, head by head
+  Buffer<float> context_scale, context_bias, context_slope;
+  Buffer<double> exponentials;  // by the number of bits that differ
+  double probability_threshold = 0;
+
+  // Of the image at hand.
+  Buffer<float> shortcuts;      // key + value of each position of the keys
+  Buffer<uint32_t> key_bits;    // of each position: SignWords
+  Buffer<uint32_t> value_bits;  // the same
+  Buffer<uint32_t> keys;        // of each head, packed
+  Buffer<uint32_t> values;      // of each head: its channels' bits of all keys, packed
+  Buffer<int32_t> value_sums;   // set bits of each channel
+  size_t key_stride = 0;        // from one head's keys to the next one's
+  size_t value_stride = 0;
+
+  // Of each thread.
+  struct Scratch {
+    Buffer<float> reals;  // the maps of kRowsPerTask rows: see the functions that compute
+    Buffer<float> padded;
+    Buffer<uint32_t> bits;
+    Buffer<uint32_t> signs;
+    Buffer<int32_t> counts;
+    Buffer<uint32_t> masks;
+    Buffer<int32_t> sums;
+    Buffer<uint32_t> column_bits;
+  };
+  Scratch* scratch = nullptr;
+  size_t scratch_count = 0;
+
+ public:
+  ~Attention() { FreeScratch(); }
+
+ private:
+  void FreeScratch() {
+    for (size_t i = 0; i < scratch_count; ++i) scratch[i].~Scratch();
+    std::free(scratch);
+    scratch = nullptr;
+    scratch_count = 0;
+  }
+};
+
+bool Attention::ReadShapes(const NodeView& node, const Options& options) {
+  int read_heads, read_reduction;
+  if (!node.CheckCounts(4, 1) || !node.ReadOption(options, "heads", 1, INT32_MAX, &read_heads) ||
+      !node.ReadOption(options, "reduction", 1, INT32_MAX, &read_reduction) ||
+      !node.ReadOption(options, "residual", 0, 1, &has_residual)) {
+    return false;
+  }
+  const litert::Tensor* x = node.Input(0);
+  if (!node.CheckType(x, "input", litert::kFloat32) || !node.CheckRank(x, "input", 4)) return false;
+  const int* dims = x->dims->data;
+  if (dims[3] % read_heads != 0) return node.Fail("%d heads don't divide %d channels", read_heads, dims[3]);
+  if (dims[1] % read_reduction != 0 || dims[2] % read_reduction != 0) {
+    return node.Fail("a reduction of %d doesn't divide the map of %d x %d", read_reduction, dims[1], dims[2]);
+  }
+  heads = static_cast<size_t>(read_heads);
+  reduction = static_cast<size_t>(read_reduction);
+  batch = static_cast<size_t>(dims[0]);
+  height = static_cast<size_t>(dims[1]);
+  width = static_cast<size_t>(dims[2]);
+  channels = static_cast<size_t>(dims[3]);
+  const bool reduces = reduction > 1;
+  return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {reduces ? size_t{5} : 4, channels, Words()}) &&
+         node.CheckTable(node.Input(2), "parameters", litert::kFloat32, {reduces ? kRowsWithReduced : kRows, channels}) &&
+         node.CheckTable(node.Input(3), "probability_threshold", litert::kFloat32, {1});
+}
+
+bool Attention::Pack(const NodeView& node) {
+  if (packed) return true;
+  const auto* kernels = static_cast<const uint32_t*>(node.Input(1)->data);
+  const auto* table = static_cast<const float*>(node.Input(2)->data);
+  const auto row = [&](size_t index) { return table + index * channels; };
+  Buffer<uint32_t> rows;
+  for (size_t kernel = kQuery; kernel < (reduction > 1 ? kKernels : kReduced); ++kernel) {
+    const size_t first = kernel == kReduced ? kReducedRows : kKernelRows + 4 * kernel;
+    const bool scaled = kernel == kOutput;
+    if (!CopyBits(kernels + kernel * channels * Words(), channels, channels, &rows) ||
+        !projections[kernel].Pack(*node.session.kernels, rows.data(), Words(), channels, row(first + 1), row(first + 2),
+                                  row(first + 3), scaled ? row(kOutputRows) : nullptr,
+                                  scaled ? row(kOutputRows + 1) : nullptr) ||
+        !CopyPadded(row(first), channels, &input_thresholds[kernel])) {
+      return false;
+    }
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    if (!sign_thresholds[i].Resize(SignWords() * kBitsPerWord)) return false;
+    for (size_t c = 0; c < channels; ++c) {
+      const size_t to = c / HeadDim() * HeadWords() * kBitsPerWord + c % HeadDim();
+      sign_thresholds[i][to] = row(kThresholdRows + i)[c] + 0.0f;
+    }
+  }
+  if (!CopyPadded(row(kScaleRow), channels, &scale) || !CopyPadded(row(kContextRows), channels, &context_scale) ||
+      !CopyPadded(row(kContextRows + 1), channels, &context_bias) ||
+      !CopyPadded(row(kContextRows + 2), channels, &context_slope) || !exponentials.Resize(HeadDim() + 1)) {
+    return false;
+  }
+  for (size_t d = 0; d <= HeadDim(); ++d) {
+    exponentials[d] = std::exp(-2.0 * static_cast<double>(d) / std::sqrt(static_cast<double>(HeadDim())));
+  }
+  probability_threshold = *static_cast<const float*>(node.Input(3)->data);
+  return packed = true;
+}
+
+bool Attention::Reserve(const NodeView& node) {
+  const KernelSet& kernels = *node.session.kernels;
+  key_stride = PackedWords(Keys(), HeadWords(), kernels.unit_tile, kernels.word_group);
+  value_stride = PackedWords(HeadDim(), KeyWords(), kernels.unit_tile, kernels.word_group);
+  if (!shortcuts.Resize(Keys() * Width()) || !key_bits.Resize(Keys() * SignWords()) ||
+      !value_bits.Resize(Keys() * SignWords()) || !keys.Resize(heads * key_stride) ||
+      !values.Resize(heads * value_stride) || !value_sums.Resize(Width())) {
+    return false;
+  }
+  FreeScratch();
+  const auto threads = static_cast<size_t>(node.session.pool.threads());
+  scratch = static_cast<Scratch*>(std::calloc(threads, sizeof(Scratch)));
+  if (!scratch) return false;
+  for (; scratch_count < threads; ++scratch_count) new (&scratch[scratch_count]) Scratch();
+  for (size_t thread = 0; thread < threads; ++thread) {
+    Scratch& own = scratch[thread];
+    const size_t row_of_counts = KeyWords() * kBitsPerWord;
+    if (!own.reals.Resize(5 * kRowsPerTask * Width()) || !own.padded.Resize(SignWords() * kBitsPerWord) ||
+        !own.bits.Resize(kRowsPerTask * Words()) || !own.signs.Resize(kRowsPerTask * SignWords()) ||
+        !own.counts.Resize(kRowsPerTask * row_of_counts) || !own.masks.Resize(kRowsPerTask * KeyWords()) ||
+        !own.sums.Resize(kRowsPerTask * Width()) || !own.column_bits.Resize(HeadDim() * KeyWords())) {
+      return false;
+    }
+    for (size_t i = 0; i < own.counts.size(); ++i) own.counts[i] = kFarCount;
+  }
+  return true;
+}
+
+bool Attention::Prepare(const NodeView& node, const Options& options) {
+  if (!ReadShapes(node, options)) return false;
+  if (!Pack(node) || !Reserve(node)) return node.Fail("out of memory");
+  return node.ResizeLike(0, node.Input(0));
+}
+
+bool Attention::Invoke(const NodeView& node) {
+  const KernelSet& kernels = *node.session.kernels;
+  ThreadPool& pool = node.session.pool;
+  const auto for_rows = [&](size_t rows, const auto& body) {
+    pool.ParallelFor((rows + kRowsPerTask - 1) / kRowsPerTask, [&](size_t task, int thread) {
+      const size_t first = task * kRowsPerTask;
+      body(first, rows - first < kRowsPerTask ? rows - first : kRowsPerTask, thread);
+    });
+  };
+  for (size_t image = 0; image < batch; ++image) {
+    const size_t offset = image * Queries() * channels;
+    const auto* x = static_cast<const float*>(node.Input(0)->data) + offset;
+    auto* output = static_cast<float*>(node.Output(0)->data) + offset;
+    for_rows(Keys(), [&](size_t first, size_t count, int thread) { ComputeKeys(kernels, x, first, count, thread); });
+    pool.ParallelFor(heads, [&](size_t head, int) { PackHead(kernels, head); });
+    for_rows(Queries(), [&](size_t first, size_t count, int thread) {
+      ComputeQueries(kernels, x, output, first, count, thread);
+    });
+  }
+  return true;
+}
+
+// Signs of the rows + threshold, times the kernel, and what follows.
+void Attention::Project(const KernelSet& kernels, Kernel kernel, const RealRows& rows, size_t count,
+                        const RealRows& residual, float* output, uint32_t* bits) const {
+  for (size_t row = 0; row < count; ++row) {
+    kernels.pack_shifted(rows.data + row * rows.stride, input_thresholds[kernel].data(), Words(), bits + row * Words());
+  }
+  projections[kernel].Run(kernels, {bits, Words(), count}, rows, residual, output, Width());
+}
+
+void Attention::PackSignsByHead(const KernelSet& kernels, const float* row, const Buffer<float>& thresholds,
+                                uint32_t* bits, float* padded) const {
+  if (HeadDim() % kBitsPerWord != 0) {
+    CopyRows(row, HeadDim(), HeadDim(), heads, padded, HeadWords() * kBitsPerWord);
+    row = padded;
+  }
+  kernels.pack_shifted(row, thresholds.data(), SignWords(), bits);
+}
+
+// Means of a square: each row of it from left to right, then the rows.
+void Attention::PoolRow(const float* x, size_t position, float* mean, float* row_sum) const {
+  const size_t reduced_width = width / reduction;
+  const size_t top = position / reduced_width * reduction, left = position % reduced_width * reduction;
+  const float share = 1.0f / static_cast<float>(reduction * reduction);
+  for (size_t y = 0; y < reduction; ++y) {
+    const float* from = x + ((top + y) * width + left) * channels;
+    float* sum = y == 0 ? mean : row_sum;
+    for (size_t c = 0; c < channels; ++c) sum[c] = from[c] * scale[c];
+    for (size_t i = 1; i < reduction; ++i) {
+      from += channels;
+      for (size_t c = 0; c < channels; ++c) sum[c] += from[c] * scale[c];
+    }
+    for (size_t c = 0; y > 0 && c < channels; ++c) mean[c] += row_sum[c];
+  }
+  for (size_t c = 0; c < channels; ++c) mean[c] *= share;
+}
+
+void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread) {
+  Scratch& own = scratch[thread];
+  const size_t map = kRowsPerTask * Width();
+  float* source = own.reals.data();
+  float* reduced = source + map;
+  float* key = source + 2 * map;
+  float* value = source + 3 * map;
+  for (size_t row = 0; row < count; ++row) {
+    float* to = source + row * Width();
+    if (reduction > 1) {
+      PoolRow(x, first + row, to, reduced);
+    } else {
+      std::memcpy(to, x + (first + row) * channels, channels * sizeof(float));
+      kernels.scale(to, scale.data(), Width(), to);
+    }
+  }
+  const RealRows none = {nullptr, 0};
+  if (reduction > 1) {
+    Project(kernels, kReduced, {source, Width()}, count, none, reduced, own.bits.data());
+    source = reduced;
+  }
+  Project(kernels, kKey, {source, Width()}, count, none, key, own.bits.data());
+  Project(kernels, kValue, {source, Width()}, count, none, value, own.bits.data());
+  for (size_t row = 0; row < count; ++row, key += Width(), value += Width()) {
+    const size_t position = first + row;
+    PackSignsByHead(kernels, key, sign_thresholds[1], key_bits.data() + position * SignWords(), own.padded.data());
+    PackSignsByHead(kernels, value, sign_thresholds[2], value_bits.data() + position * SignWords(), own.padded.data());
+    float* shortcut = shortcuts.data() + position * Width();
+    for (size_t c = 0; c < channels; ++c) shortcut[c] = key[c] + value[c];
+  }
+}
+
+// Transposes 32 rows of 32 bits: bit j of word i goes to bit i of word j.
+void Transpose(uint32_t (&words)[kBitsPerWord]) {
+  uint32_t mask = 0x0000FFFF;
+  for (size_t step = 16; step > 0; step /= 2, mask ^= mask << step) {
+    for (size_t i = 0; i < kBitsPerWord; i = ((i | step) + 1) & ~step) {
+      const uint32_t swapped = ((words[i] >> step) ^ words[i | step]) & mask;
+      words[i] ^= swapped << step;
+      words[i | step] ^= swapped;
+    }
+  }
+}
+
+void Attention::PackHead(const KernelSet& kernels, size_t head) {
+  const size_t tile = kernels.unit_tile, group = kernels.word_group;
+  PackRows(key_bits.data() + head * HeadWords(), SignWords(), Keys(), HeadWords(), tile, group,
+           keys.data() + head * key_stride);
+  uint32_t* packed_values = values.data() + head * value_stride;
+  const size_t padded_words = RoundUp(KeyWords(), group);
+  for (size_t first_channel = 0; first_channel < HeadDim(); first_channel += kBitsPerWord) {
+    const size_t channel_count = HeadDim() - first_channel < kBitsPerWord ? HeadDim() - first_channel : kBitsPerWord;
+    int32_t* sums = value_sums.data() + head * HeadDim() + first_channel;
+    for (size_t c = 0; c < channel_count; ++c) sums[c] = 0;
+    for (size_t word = 0; word < KeyWords(); ++word) {
+      uint32_t square[kBitsPerWord] = {};
+      for (size_t i = 0; i < kBitsPerWord && word * kBitsPerWord + i < Keys(); ++i) {
+        const size_t key = word * kBitsPerWord + i;
+        square[i] = value_bits[key * SignWords() + head * HeadWords() + first_channel / kBitsPerWord];
+      }
+      Transpose(square);
+      for (size_t c = 0; c < channel_count; ++c) {
+        const size_t unit = first_channel + c;
+        sums[c] += __builtin_popcount(square[c]);
+        const size_t index = (word / group * tile + unit % tile) * group + word % group;
+        packed_values[unit / tile * tile * padded_words + index] = square[c];
+      }
+    }
+  }
+}
+
+// The largest number of differing bits whose probability is above the threshold, or -1.
+int32_t Attention::Limit(const int32_t* counts) const {
+  const size_t count = Keys();
+  double sums[4] = {};  // side by side, so that an addition needn't wait for the one before
+  size_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (size_t j = 0; j < 4; ++j) sums[j] += exponentials[static_cast<size_t>(counts[i + j])];
+  }
+  for (; i < count; ++i) sums[0] += exponentials[static_cast<size_t>(counts[i])];
+  const double least = probability_threshold * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  // How many of the falling exponentials are above it.
+  size_t low = 0, high = HeadDim() + 1;
+  while (low < high) {
+    const size_t middle = (low + high) / 2;
+    if (exponentials[middle] > least) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return static_cast<int32_t>(low) - 1;
+}
+
+void Attention::Attend(const KernelSet& kernels, const uint32_t* query_bits, size_t count, int32_t* sums, int thread) {
+  Scratch& own = scratch[thread];
+  const size_t row_of_counts = KeyWords() * kBitsPerWord;
+  for (size_t head = 0; head < heads; ++head) {
+    const Weights head_keys = {keys.data() + head * key_stride, Keys(), HeadWords()};
+    const Weights head_values = {values.data() + head * value_stride, HeadDim(), KeyWords()};
+    kernels.count({query_bits + head * HeadWords(), SignWords(), count}, head_keys, own.counts.data(), row_of_counts);
+    for (size_t row = 0; row < count; ++row) {
+      const int32_t* counts = own.counts.data() + row * row_of_counts;
+      kernels.pack_at_most(counts, Limit(counts), KeyWords(), own.masks.data() + row * KeyWords());
+    }
+    kernels.count({own.masks.data(), KeyWords(), count}, head_values, sums + head * HeadDim(), Width());
+  }
+}
+
+void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count,
+                               int thread) {
+  Scratch& own = scratch[thread];
+  const size_t map = kRowsPerTask * Width();
+  float* scaled = own.reals.data();
+  float* query = scaled + map;
+  float* context = scaled + 2 * map;
+  x += first * channels;
+  output += first * channels;
+  RealRows residual = {has_residual ? x : nullptr, channels};
+  const bool fits = Width() == channels;
+  if (!fits) {
+    float* own_x = scaled + 3 * map;
+    CopyRows(x, channels, channels, count, own_x, Width());
+    x = own_x;
+    if (has_residual) residual = {own_x, Width()};
+  }
+  for (size_t row = 0; row < count; ++row) {
+    kernels.scale(x + row * Width(), scale.data(), Width(), scaled + row * Width());
+  }
+  Project(kernels, kQuery, {scaled, Width()}, count, {nullptr, 0}, query, own.bits.data());
+  for (size_t row = 0; row < count; ++row) {
+    PackSignsByHead(kernels, query + row * Width(), sign_thresholds[0], own.signs.data() + row * SignWords(),
+                    own.padded.data());
+  }
+  Attend(kernels, own.signs.data(), count, own.sums.data(), thread);
+  const Context table = {value_sums.data(), context_scale.data(), context_bias.data(), context_slope.data()};
+  for (size_t row = 0; row < count; ++row) {
+    const size_t position = first + row;
+    const size_t key = position / width / reduction * (width / reduction) + position % width / reduction;
+    kernels.context(own.sums.data() + row * Width(), table, query + row * Width(), shortcuts.data() + key * Width(),
+                    Width(), context + row * Width());
+  }
+  float* to = fits ? output : scaled + 4 * map;
+  Project(kernels, kOutput, {context, Width()}, count, residual, to, own.bits.data());
+  if (!fits) CopyRows(to, Width(), channels, count, output, channels);
+}
+
+}  // namespace
+
+const OpType kAttention = MakeOpType<Attention>("BinaryVitAttention");
+
+}  // namespace binaryvit

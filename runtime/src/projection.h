@@ -1,0 +1,49 @@
+// PackedProjection: the constants of a binary projection with a shortcut, rearranged for the kernels.
+#ifndef BINARYVIT_PROJECTION_H_
+#define BINARYVIT_PROJECTION_H_
+
+#include <cstring>
+
+#include "op.h"
+
+namespace binaryvit {
+
+// Rows of reals in a fused operator's own memory have room for whole words of bits, which all tiles divide.
+static inline size_t PaddedWidth(size_t channels) { return RoundUp(channels, kBitsPerWord); }
+
+// A row of a table of parameters, filled up with zeros. -0 becomes 0, so that no sum with it is -0.
+[[nodiscard]] bool CopyPadded(const float* row, size_t channels, Buffer<float>* padded);
+
+// Bits of `words` words beyond `channels`, which a file may hold, would be counted.
+[[nodiscard]] bool CopyBits(const uint32_t* rows, size_t count, size_t channels, Buffer<uint32_t>* bits);
+
+struct PackedProjection {
+  Buffer<uint32_t> kernel;
+  Buffer<float> multiplier, bias, slope, scale, shift;
+  size_t units = 0;
+  size_t words = 0;
+
+  // Takes rows of `row_words` words for each unit, and a row of the table for each constant; no scale and no shift where
+  // these are null. False where there is no memory.
+  [[nodiscard]] bool Pack(const KernelSet&, const uint32_t* rows, size_t row_words, size_t unit_count,
+                          const float* multipliers, const float* biases, const float* slopes,
+                          const float* scales = nullptr, const float* shifts = nullptr);
+
+  void Run(const KernelSet& kernels, const Rows& rows, const RealRows& shortcut, const RealRows& residual, float* output,
+           size_t stride) const {
+    const Projection table = {multiplier.data(), bias.data(), slope.data(), scale.data(), shift.data()};
+    kernels.project(rows, {kernel.data(), units, words}, table, shortcut, residual, output, stride);
+  }
+};
+
+// Copies `count` rows of `channels` values to rows of `stride`, or back.
+static inline void CopyRows(const float* from, size_t from_stride, size_t channels, size_t count, float* to,
+                            size_t to_stride) {
+  for (size_t row = 0; row < count; ++row) {
+    std::memcpy(to + row * to_stride, from + row * from_stride, channels * sizeof(float));
+  }
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_PROJECTION_H_
