@@ -26,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
     parser.add_argument("--images", type=int, default=32, help="how many images to verify with")
     parser.add_argument("--no-verify", action="store_true", help="write the file unchecked")
+    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line, if not those of --verify")
     parser.add_argument("--report", metavar="HTML", help="write a page about the file: sizes, agreement, speed, layers")
     return parser.parse_args()
 
@@ -65,10 +66,21 @@ def main() -> None:
     steps.begin(f"Reading {arguments.model}")
     model = kb.deploy.load_model(arguments.model)
     steps.end(f"{model.name}, {model.count_params():,} parameters")
+    preprocessing = classes = None
+    if arguments.verify:
+        preprocessing = kb.data.preprocessing(arguments.verify, model.input_shape[1], arguments.data_dir)
+        classes = kb.data.info(arguments.verify, arguments.data_dir).class_names
+    if arguments.labels:
+        classes = Path(arguments.labels).read_text(encoding="utf-8").splitlines()
     steps.begin("Freezing and converting")
     flatbuffer = kb.deploy.convert(model, ops=arguments.ops)
     ops = kb.deploy.count_ops(flatbuffer)
     steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {ops['LceBconv2d']} LceBconv2d")
+
+    if preprocessing is not None or classes is not None:
+        flatbuffer = kb.deploy.add_metadata(flatbuffer, preprocessing, classes)
+    else:
+        print("The file won't say how to prepare images or what classes it knows: --verify and --labels give it that.")
 
     images = labels = result = None
     if not arguments.no_verify:

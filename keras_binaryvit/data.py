@@ -55,6 +55,25 @@ class DatasetInfo:
     num_examples: dict[str, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before a model sees it.
+
+    The image is resized, cropped in the centre to what the model takes, and normalised: (image / 255 - mean) / std.
+
+    Attributes:
+        mean: of each channel, on the scale 0 to 1.
+        std: standard deviation of each channel, on the same scale.
+        resize: pixels to make of the short side; None means as many as the crop has.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+
 def info(name: str = "digits", data_dir: str | os.PathLike | None = None) -> DatasetInfo:
     """Describe a data set.
 
@@ -76,6 +95,27 @@ def info(name: str = "digits", data_dir: str | os.PathLike | None = None) -> Dat
     label = stored.features["label"]
     sizes = {split: stored.splits[split].num_examples for split in stored.splits}
     return DatasetInfo(name, label.num_classes, tuple(label.names), tuple(stored.features["image"].shape), sizes)
+
+
+def preprocessing(
+    name: str = "digits", image_size: int | None = None, data_dir: str | os.PathLike | None = None
+) -> Preprocessing:
+    """Describe what `load` does with these arguments and without augmentation, for programs which can't call it.
+
+    For images stored in one size that isn't square, which `load` stretches, a crop is described.
+
+    Raises:
+        ValueError: `image_size` isn't given where images differ in size; for others, and for FileNotFoundError and
+            ImportError, see `info`.
+    """
+    described = info(name, data_dir)
+    # The shortest decimal that is the float32, not the digits of a float64 that no one wrote.
+    mean, std = (tuple(float(str(value)) for value in row) for row in _constants(name, described.image_shape[-1]))
+    if None not in described.image_shape:
+        return Preprocessing(mean, std)
+    if image_size is None:
+        raise ValueError(f"Images of {name!r} differ in size: image_size must be given.")
+    return Preprocessing(mean, std, _short_side(image_size), "bicubic")
 
 
 def load(
@@ -429,12 +469,16 @@ def _resize(image, size, method):
     return tf.saturate_cast(tf.round(tf.image.resize(image, size, method, antialias=True)), tf.uint8)
 
 
+def _short_side(size):
+    return round(size * 256 / 224)
+
+
 def _center_crop(image, size):
     """Resize uint8 [height, width, channels] to round(size * 256 / 224) on the short side; crop size x size in it."""
     import tensorflow as tf
 
     shape = tf.shape(image)[:2]
-    resized = round(size * 256 / 224) * shape // tf.reduce_min(shape)
+    resized = _short_side(size) * shape // tf.reduce_min(shape)
     image = _resize(image, resized, "bicubic")
     top, left = tf.unstack((resized - size) // 2)
     return tf.ensure_shape(image[top : top + size, left : left + size], (size, size, image.shape[-1]))

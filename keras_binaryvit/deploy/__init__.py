@@ -3,6 +3,7 @@
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.inspect import Inspection, inspect
 from keras_binaryvit.deploy.lce import ConversionError, convert, count_ops, predict
+from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.report import report
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
 from keras_binaryvit.files import load_model, write_file
@@ -12,6 +13,7 @@ __all__ = [
     "Inspection",
     "Verification",
     "VerificationError",
+    "add_metadata",
     "convert",
     "count_ops",
     "freeze",

@@ -79,11 +79,8 @@ def read(flatbuffer: bytes) -> Model:
     Raises:
         ValueError: These bytes are no TFLite flatbuffer, or it is truncated or damaged; the message says where.
     """
-    flatbuffer = bytes(flatbuffer)
-    if len(flatbuffer) < 8 or flatbuffer[4:8] != b"TFL3":
-        raise ValueError(f"This is no TFLite flatbuffer: {len(flatbuffer)} bytes that begin {flatbuffer[:8]!r}")
-    content = _Bytes(flatbuffer)
-    model = content.table_at(content.indirect(0))
+    model = root(flatbuffer)
+    content = model.content
     names = [_operator_name(code) for code in model.tables(1)]
     buffers = [_buffer(buffer, content) for buffer in model.tables(4)]
     graphs = []
@@ -101,6 +98,19 @@ def read(flatbuffer: bytes) -> Model:
     if not graphs:
         raise ValueError("This TFLite flatbuffer has no graph.")
     return dataclasses.replace(graphs[0], operators=tuple(operator for graph in graphs for operator in graph.operators))
+
+
+def root(flatbuffer: bytes) -> "_Table":
+    """Returns the table of the whole model.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer, or end before that table.
+    """
+    flatbuffer = bytes(flatbuffer)
+    if len(flatbuffer) < 8 or flatbuffer[4:8] != b"TFL3":
+        raise ValueError(f"This is no TFLite flatbuffer: {len(flatbuffer)} bytes that begin {flatbuffer[:8]!r}")
+    content = _Bytes(flatbuffer)
+    return content.table_at(content.indirect(0))
 
 
 def _operator_name(code: "_Table") -> str:
@@ -186,6 +196,11 @@ class _Table:
         entry = 4 + 2 * field
         offset = self.content.number(self.vtable + entry, "<H") if entry + 2 <= self.vtable_size else 0
         return offset and self.position + offset
+
+    def target(self, field: int) -> int:
+        """Returns the position of the vector, table or text that a field refers to; 0 where it is absent."""
+        position = self._field(field)
+        return position and self.content.indirect(position)
 
     def number(self, field: int, code: str) -> int:
         position = self._field(field)

@@ -1,0 +1,187 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from test_tflite import build
+
+import keras_binaryvit as kb
+from keras_binaryvit.data import Preprocessing
+from keras_binaryvit.deploy import add_metadata, tflite
+
+schema = pytest.importorskip("tensorflow.lite.python.schema_py_generated", reason="TensorFlow isn't installed")
+
+PREPROCESSING = Preprocessing((0.5, 0.25, 0.125), (1.0, 2.0, 4.0), 9, "bicubic")
+
+
+def classifier(last="FULLY_CONNECTED", **changes):
+    tensors = [
+        ("x", (1, 8, 6, 3), "float32", None),
+        ("w", (4, 144), "float32", np.arange(576, dtype="float32")),
+        ("y", (1, 4), "float32", None),
+    ]
+    return build(tensors, [(last, (0, 1), (2,), None)], **changes)
+
+
+def entries(flatbuffer):
+    """Returns {name: content} of a flatbuffer's metadata, read with TensorFlow's classes."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    return {entry.name.decode(): bytes(bytearray(model.buffers[entry.buffer].data)) for entry in model.metadata or []}
+
+
+def content(flatbuffer):
+    return json.loads(entries(flatbuffer)["binaryvit"])
+
+
+def test_writes_what_is_known():
+    assert content(add_metadata(classifier(), PREPROCESSING, ["ant", "bee", "Mücke", "fly"])) == {
+        "version": 1,
+        "mean": [0.5, 0.25, 0.125],
+        "std": [1.0, 2.0, 4.0],
+        "resize": 9,
+        "interpolation": "bicubic",
+        "outputs": "logits",
+        "labels": ["ant", "bee", "Mücke", "fly"],
+    }
+    assert content(add_metadata(classifier("SOFTMAX"))) == {"version": 1, "outputs": "probabilities"}
+    crop = add_metadata(classifier(), Preprocessing((0, 0, 0), (1, 1, 1)))
+    assert content(crop)["resize"] == 6 and content(crop)["interpolation"] == "bilinear"
+
+
+def model_with_everything():
+    """A classifier whose root has all fields of the schema."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(classifier(), 0))
+    model.description, model.metadataBuffer = "described", [1]
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.inputs, signature.outputs, signature.subgraphIndex = "serve", [], [], 0
+    model.signatureDefs = [signature]
+    model.metadata = []
+    for name in ("first", "binaryvit", "last"):
+        entry, buffer = schema.MetadataT(), schema.BufferT()
+        entry.name, entry.buffer, buffer.data = name, len(model.buffers), np.frombuffer(name.encode(), np.uint8)
+        model.metadata.append(entry)
+        model.buffers.append(buffer)
+    builder = tflite_builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def tflite_builder():
+    import flatbuffers
+
+    return flatbuffers.Builder(1024)
+
+
+@pytest.mark.parametrize("flatbuffer", [classifier(), model_with_everything()], ids=["bare", "everything"])
+def test_all_else_stays(flatbuffer):
+    def unpacked(flatbuffer):
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+
+    changed = add_metadata(flatbuffer, PREPROCESSING)
+    assert tflite.read(changed) == tflite.read(flatbuffer)
+    old, new = unpacked(flatbuffer), unpacked(changed)
+    assert (new.version, new.description) == (old.version, old.description)
+    assert np.array_equal(new.metadataBuffer, old.metadataBuffer)
+    assert [s.signatureKey for s in new.signatureDefs or []] == [s.signatureKey for s in old.signatureDefs or []]
+    for before, after in zip(old.buffers, new.buffers, strict=False):
+        assert np.array_equal(before.data, after.data)
+    others = {name: data for name, data in entries(changed).items() if name != "binaryvit"}
+    assert others == {name: data for name, data in entries(flatbuffer).items() if name != "binaryvit"}
+    assert [entry.name for entry in new.metadata].count(b"binaryvit") == 1
+
+
+def test_constants_keep_their_alignment():
+    flatbuffer = classifier()
+    constant = np.arange(576, dtype="float32").tobytes()
+    for size in range(1, 20):
+        changed = add_metadata(flatbuffer, None, ["l" * size] * 4)
+        assert (changed.index(constant) - flatbuffer.index(constant)) % 16 == 0
+        assert changed.index(b'{"version"') % 16 == 0
+
+
+def test_interpreters_run_it_as_before():
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalMaxPooling2D()])
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("float32")
+
+    def run(flatbuffer):
+        interpreter = tf.lite.Interpreter(model_content=flatbuffer)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    flatbuffer = kb.deploy.convert(model)
+    once = add_metadata(flatbuffer, PREPROCESSING, list("abcd"))
+    twice = add_metadata(once, None, list("efgh"))
+    for changed in once, twice:
+        np.testing.assert_array_equal(kb.deploy.predict(changed, x), kb.deploy.predict(flatbuffer, x))
+        np.testing.assert_array_equal(run(changed), run(flatbuffer))
+    assert content(twice)["labels"] == list("efgh") and "min_runtime_version" in entries(twice)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((Preprocessing((0.5,), (1.0,)),), "takes 3 channels"),
+        ((Preprocessing((0, 0, 0), (1, 0, 1)),), "std positive"),
+        ((Preprocessing((0, 0, float("nan")), (1, 1, 1)),), "must be finite"),
+        ((Preprocessing((0, 0, 0), (1, 1, 1), 5),), "at least the crop's 6 pixels. Received: 5"),
+        ((Preprocessing((0, 0, 0), (1, 1, 1), 8, "cubic"),), "bilinear or bicubic. Received: 'cubic'"),
+        ((None, ["a", "b"]), "has 4 classes. Received: 2 labels"),
+        ((None, ["a", "b", " ", "d"]), "Received: ' ' for class 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        add_metadata(classifier(), *arguments)
+
+
+def test_models_that_cannot_have_it():
+    with pytest.raises(ValueError, match=r"one input .* gives \[\(1, 4\), \(1, 8, 6, 3\)\]"):
+        add_metadata(classifier(outputs=(2, 0)))
+    with pytest.raises(ValueError, match="no TFLite flatbuffer"):
+        add_metadata(b"hello")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(classifier(), 0))
+    model.buffers[1].data, model.buffers[1].offset, model.buffers[1].size = None, 4000, 2304
+    builder = tflite_builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(ValueError, match="above 2 GB"):
+        add_metadata(bytes(builder.Output()).ljust(6304, b"\0"))
+
+
+def test_preprocessing_says_what_load_does():
+    """The same steps in Pillow and NumPy give what `load` gives."""
+    described = kb.data.preprocessing("digits", 12)
+    images = next(kb.data.load("digits", "test[:3]", image_size=12).as_numpy_iterator())[0]
+    pixels = kb.data.denormalize(next(kb.data.load("digits", "test[:3]").as_numpy_iterator())[0], "digits")
+    assert described == Preprocessing((0.3052,), (0.376,))
+    for image, expected in zip(pixels[..., 0], images[..., 0], strict=True):
+        resized = np.asarray(Image.fromarray(image).convert("F").resize((12, 12), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose((resized / 255 - described.mean) / described.std, expected, atol=1e-5)
+
+
+def test_command_line_writes_the_data_sets(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "names.txt").write_text("".join(f"digit {index}\n" for index in range(10)))
+    (tmp_path / "short.txt").write_text("one\ntwo\n")
+    script = Path(__file__).parents[2] / "converters" / "to_lce.py"
+
+    def convert(output, *arguments):
+        command = [sys.executable, script, tmp_path / "model.keras", tmp_path / output, "--images", "2", *arguments]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+    labelled = convert("a.tflite", "--verify", "digits", "--labels", tmp_path / "names.txt")
+    assert labelled.returncode == 0, labelled.stderr
+    written = content((tmp_path / "a.tflite").read_bytes())
+    assert written["labels"] == [f"digit {index}" for index in range(10)]
+    assert written["mean"] == [0.3052] and written["std"] == [0.376] and written["resize"] == 8
+    short = convert("b.tflite", "--labels", tmp_path / "short.txt")
+    assert short.returncode != 0 and "has 10 classes. Received: 2 labels" in short.stderr
+    assert not (tmp_path / "b.tflite").exists()
