@@ -7,10 +7,11 @@ An affine that finds no such place becomes an operation, one for all readers tha
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeGuard
 
 import numpy as np
 
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import fused, inference
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node
 
 _PRODUCTS = (inference.Convolution, inference.Dense, inference.DepthwiseConvolution, inference.Affine)
@@ -55,7 +56,9 @@ class _Folding:
         """Moves the affines on the inputs of `node` into its constants or to its readers."""
         for edge in node.inputs:
             scale, shift = edge.scale, edge.shift
-            if takes_affine(node) or (is_padded(node) and not edge.has_shift()):
+            if is_fused(node.kind):
+                _take_in_fused(node, edge)
+            elif takes_affine(node) or (is_padded(node) and not edge.has_shift()):
                 _shift_inputs(node, shift)
                 _scale_inputs(node, scale)
                 edge.scale, edge.shift = 1.0, 0.0
@@ -107,7 +110,7 @@ class _Folding:
         """Makes a tensor for each scale that readers of `node` ask for, unless they take the scale in themselves."""
         reads = [(e, r) for e, r in self._reads[node] if not _takes_any_scale(e, r)]
         groups = _grouped(reads, lambda edge: edge.scale)
-        if len(groups) == 1 and len(reads) == len(self._reads[node]) and node.kind in _PRODUCTS:
+        if len(groups) == 1 and len(reads) == len(self._reads[node]) and scales_outputs(node):
             _scale_outputs(node, groups[0][0][0].scale)
             for edge, _ in reads:
                 edge.scale = 1.0
@@ -141,6 +144,9 @@ class _Folding:
         """Adds `shift` to what `node` computes, if that costs nothing, and says whether it did."""
         if node.kind in _PRODUCTS:
             node.constants["bias"] = node.constants["bias"] + shift
+            return True
+        if is_fused(node.kind) and node.kind.output_shift:
+            node.constants[node.kind.output_shift] = node.constants[node.kind.output_shift] + shift
             return True
         if node.kind is inference.AddConstant:
             node.constants["constant"] = node.constants["constant"] + shift
@@ -198,16 +204,47 @@ def is_padded(node: Node | None) -> bool:
     return not node.options.get("binary", False) and not takes_affine(node) and node.options.get("pad_values", 0) == 0
 
 
+def is_fused(kind: type) -> TypeGuard[type[fused.FusedLayer]]:
+    """Whether `kind` is an operator of binaryvit-runtime, whose constants take in affines on either side."""
+    return issubclass(kind, fused.FusedLayer)
+
+
+def scales_outputs(node: Node) -> bool:
+    """Whether the constants of `node` can scale all that it computes."""
+    if is_fused(node.kind):
+        return node.kind.output_scale is not None and not node.options["residual"]
+    return node.kind in _PRODUCTS
+
+
+def _is_added(edge, node):
+    """Whether the fused operator `node` adds what `edge` reads to its output."""
+    return bool(node.options.get("residual")) and edge is node.inputs[-1]
+
+
+def _take_in_fused(node, edge):
+    if edge is node.inputs[0]:
+        node.kind.shift_inputs(node.constants, edge.shift)
+    if _is_added(edge, node):
+        # By now `edge` has no scale: what it reads was scaled for it.
+        node.constants[node.kind.output_shift] = node.constants[node.kind.output_shift] + edge.shift
+    else:
+        node.constants["scale"] = node.constants["scale"] * edge.scale
+        edge.scale = 1.0
+    edge.shift = 0.0
+
+
 def _takes_any_scale(edge, reader):
     if reader is None:
         return False
+    if is_fused(reader.kind):
+        return not _is_added(edge, reader)
     if is_padded(reader):
         return not edge.has_shift()
     return takes_affine(reader) or reader.kind is inference.GlobalAveragePooling
 
 
 def _takes_any_shift(reader):
-    return reader is not None and (takes_affine(reader) or passes_shift(reader))
+    return reader is not None and (takes_affine(reader) or passes_shift(reader) or is_fused(reader.kind))
 
 
 def _passed(node, shift):
@@ -240,6 +277,10 @@ def _by_input_and_filter(node, values):
 
 
 def _scale_outputs(node, scale):
+    if is_fused(node.kind):
+        for row in (node.kind.output_scale, node.kind.output_shift):
+            node.constants[row] = node.constants[row] * scale
+        return
     if "scale" in node.constants:
         node.constants["scale"] = node.constants["scale"] * scale
     elif node.kind is inference.DepthwiseConvolution:

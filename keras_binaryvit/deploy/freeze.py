@@ -7,11 +7,13 @@ import keras
 import numpy as np
 
 from keras_binaryvit import quantizers
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import fused, inference, lower_fused
 from keras_binaryvit.deploy.fold import fold
 from keras_binaryvit.deploy.graph import Graph, Input, Operation, Pick, Slot
-from keras_binaryvit.deploy.lower import lower, signs_and_scale
+from keras_binaryvit.deploy.lower import RULES, lower, signs_and_scale
 from keras_binaryvit.layers import QuantConv2D, QuantDense
+
+_RULES = {"lce": RULES, "fused": lower_fused.RULES}
 
 
 def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
@@ -20,7 +22,7 @@ def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in frozen._flatten_layers() if isinstance(layer, layers) and layer.is_binary]
 
 
-def freeze(model: keras.Model) -> keras.Model:
+def freeze(model: keras.Model, ops: str = "lce") -> keras.Model:
     """Returns the inference model of `model`: an ordinary Keras model in float32, for calling, saving and converting.
 
     Every 1-bit kernel becomes +-1 with a factor for each unit. Batch normalisations, shifts and residual scales are
@@ -33,11 +35,17 @@ def freeze(model: keras.Model) -> keras.Model:
         model: A functional or Sequential model, built, of our layers and any others. A layer of your own that contains
             our binary layers must take their kernel quantiser as an argument `kernel_quantizer` and return it from
             `get_config()`.
+        ops: `"lce"`: layers of operations that the Larq Compute Engine has. `"fused"`: a layer each for attention,
+            feed-forward layers, pooling branches and binary patch merging, as docs/operators.md defines them; what has
+            no such operator is as with `"lce"`.
 
     Raises:
         TypeError: `model` is no Keras 3 model.
-        ValueError: It has no graph of layers or isn't built, or a layer can't be frozen; the message names it.
+        ValueError: `ops` is unknown or other than what the model was frozen for; or it has no graph of layers or isn't
+            built, or a layer can't be frozen; the message names it.
     """
+    if ops not in _RULES:
+        raise ValueError(f"ops must be 'lce' or 'fused'. Received: ops={ops!r}")
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise TypeError(
@@ -46,13 +54,15 @@ def freeze(model: keras.Model) -> keras.Model:
         )
     if not model.built:
         raise ValueError(f"The model {model.name!r} has no weights yet; build it or call it on a batch first.")
+    if ops != "fused" and fused.fused_layers(model):
+        raise ValueError(f"The model {model.name!r} has been frozen with ops='fused' and can't be turned back.")
     for layer in _quantized(model):
         if not layer.built:
             raise ValueError(
                 f"The layer {layer.name!r} of the model {model.name!r} can't be frozen: it has never been built. The "
                 "layer that holds it must build it in its build(), or leave it out."
             )
-    return _emit(fold(lower(model)), model.name)
+    return _emit(fold(lower(model, _RULES[ops])), model.name)
 
 
 def _emit(graph: Graph, name: str) -> keras.Model:
@@ -92,7 +102,7 @@ def _emit(graph: Graph, name: str) -> keras.Model:
 def _set_constants(layer, constants):
     if isinstance(layer, inference.Convolution) and not layer.is_binary:
         constants = {"kernel": constants["kernel"] * constants["scale"], "bias": constants["bias"]}
-    if isinstance(layer, inference.FloatSign | inference.Attention):
+    if isinstance(layer, inference.FloatSign | inference.Attention | fused.FusedLayer):
         constants = layer.constants(**constants)
     for name, value in constants.items():
         variable = getattr(layer, name)

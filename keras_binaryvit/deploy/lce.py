@@ -1,4 +1,4 @@
-"""convert and predict: the Larq Compute Engine's converter and interpreter."""
+"""convert and predict: the Larq Compute Engine's converter, and the interpreters of what it makes."""
 
 import collections
 import importlib
@@ -11,8 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy import tflite
+from keras_binaryvit.deploy import rewrite, tflite
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
+from keras_binaryvit.deploy.fused import fused_layers
 
 
 class ConversionError(RuntimeError):
@@ -36,16 +37,16 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
 
     Args:
         model: A model of any layers, trained or frozen.
-        ops: `"lce"`: what an unmodified Larq Compute Engine runs.
+        ops: `"lce"`: what an unmodified Larq Compute Engine runs. `"fused"`: one operator each for attention,
+            feed-forward layers, pooling branches and binary patch merging, which binaryvit-runtime runs
+            (docs/operators.md); all else is as with `"lce"`.
 
     Raises:
         ValueError: `ops` is unknown, a side of the input is unknown, or the model can't be frozen.
-        ConversionError: A binary layer didn't become a binary convolution, or the converter failed.
+        ConversionError: A binary layer didn't become a binary operator, or the converter failed.
         ImportError: The Larq Compute Engine isn't installed.
     """
-    if ops != "lce":
-        raise ValueError(f"ops must be 'lce'. Received: ops={ops!r}")
-    frozen = freeze(model)
+    frozen = freeze(model, ops)
     for tensor in frozen.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
@@ -55,14 +56,17 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
     in_this_process = keras.backend.backend() == "tensorflow"
     flatbuffer = convert_frozen(frozen) if in_this_process else _convert_elsewhere(frozen)
 
+    converted = count_ops(flatbuffer)
     binary = len(binary_layers(frozen))
-    converted = count_ops(flatbuffer)["LceBconv2d"]
-    if converted < binary:
+    if converted["LceBconv2d"] < binary:
         raise ConversionError(
-            f"The model has {binary} binary layers, but only {converted} became LceBconv2d; the others would run in "
-            "float, slow and large. The LCE converter binarises products of a sign (+-1, as ste_sign and approx_sign "
-            "give; not the 0/1 of ste_heaviside), of unpadded maps or maps padded with 1."
+            f"The model has {binary} binary layers, but only {converted['LceBconv2d']} became LceBconv2d; the others "
+            "would run in float, slow and large. The LCE converter binarises products of a sign (+-1, as ste_sign and "
+            "approx_sign give; not the 0/1 of ste_heaviside), of unpadded maps or maps padded with 1."
         )
+    for name, count in collections.Counter(layer.operator for layer in fused_layers(frozen)).items():
+        if converted[name] != count:
+            raise ConversionError(f"The model has {count} layers that are {name}, but the file {converted[name]}.")
     return flatbuffer
 
 
@@ -75,6 +79,9 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     lce = _require_lce()
     import tensorflow as tf
 
+    layers = fused_layers(frozen)
+    for index, layer in enumerate(layers):
+        layer.index = index
     # LCE cuts the names of tensors to 50 characters, which belong to the layers.
     model = keras.Model(frozen.inputs, frozen.outputs, name="m")
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in frozen.inputs]
@@ -89,7 +96,29 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     module.serve = tf.function(serve, input_signature=signature, autograph=False)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
-        return lce.convert_saved_model(folder)
+        flatbuffer = lce.convert_saved_model(folder)
+    return _name_fused(flatbuffer, layers) if layers else flatbuffer
+
+
+def _name_fused(flatbuffer, layers):
+    """Gives the tensors of fused operators names after their layers, which the converter loses."""
+    flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
+    model = rewrite.unpack(flatbuffer)
+    names = {layer.operator for layer in layers}
+    codes = [(code.customCode or b"").decode() in names for code in model.operatorCodes]
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if not codes[operator.opcodeIndex]:
+                continue
+            layer = layers[flexbuffers.GetRoot(bytearray(operator.customOptions)).AsMap["layer"].AsInt]
+            # As the converter names the tensors of a layer; `inspect` reads it.
+            name = f"m_1/{layer.name}_1/{layer.operator}".encode()
+            for index in (*operator.inputs, *operator.outputs):
+                tensor = graph.tensors[index]
+                constant = model.buffers[tensor.buffer].data is not None
+                if constant or (index in operator.outputs and index not in graph.outputs):
+                    tensor.name = name
+    return rewrite.pack(model)
 
 
 def _convert_elsewhere(frozen):

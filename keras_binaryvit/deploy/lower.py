@@ -1,6 +1,7 @@
 """lower: a training model as a graph of inference operations, with per-channel affines on the edges."""
 
 import contextlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,7 +10,8 @@ from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import inference
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
 
-_SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
+# Quantisers whose values are those of a sign, and no other.
+SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
 _IDENTITIES = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -23,16 +25,20 @@ _IDENTITIES = (
 )
 
 
-def lower(model: keras.Model) -> Graph:
+def lower(model: keras.Model, rules: dict[type, Callable] | None = None) -> Graph:
     """Returns the graph of `model`, a functional or Sequential model.
 
     Our layers and the ordinary ones that affines fold into become inference operations; any other layer or operation
     stays as it is.
 
+    Args:
+        model: The model.
+        rules: The rule for each type of layer; `RULES` if `None`.
+
     Raises:
         ValueError: `model` has no graph of layers, or a layer can't be frozen; the message names it.
     """
-    lowering = _Lowering()
+    lowering = Lowering(RULES if rules is None else rules)
     graph = functional_graph(model)
     if graph is None:
         raise ValueError(
@@ -47,11 +53,12 @@ def lower(model: keras.Model) -> Graph:
     return Graph(lowering.nodes, outputs, _numbered(graph.input), _numbered(graph.output))
 
 
-class _Lowering:
-    """The nodes so far, and the path of the layer that is being lowered."""
+class Lowering:
+    """The nodes so far, the rules, and the path of the layer that is being lowered."""
 
-    def __init__(self):
+    def __init__(self, rules):
         self.nodes = []
+        self.rules = rules
         self._path = []
 
     def add(self, node: Node) -> Node:
@@ -83,7 +90,7 @@ class _Lowering:
         with self.inside(operation.name):
             if isinstance(operation, keras.Model) and (graph := functional_graph(operation)):
                 return self.run(graph, edges)
-            rule = _RULES.get(type(operation))
+            rule = self.rules.get(type(operation))
             if rule and len(args) == 1 and len(edges) == len(keras.tree.flatten(args[0])):
                 return rule(self, operation, args[0])
             return self.operation(operation, *args, **kwargs)
@@ -112,13 +119,13 @@ class _Lowering:
     def sign(self, quantizer, x):
         if quantizer is None:
             return x
-        if isinstance(quantizer, _SIGNS):
+        if isinstance(quantizer, SIGNS):
             return self.node(inference.Sign, [x], x.shape)
         return self.node(inference.Quantize, [x], x.shape, quantizer=quantizer)
 
     def float_sign(self, quantizer, x):
         """As `sign`, for a product that isn't binary in LCE."""
-        if not isinstance(quantizer, _SIGNS):
+        if not isinstance(quantizer, SIGNS):
             return self.sign(quantizer, x)
         constants = {"kernel": np.ones(x.shape[-1]), "bias": np.zeros(x.shape[-1])}
         return self.node(inference.FloatSign, [x], x.shape, constants)
@@ -132,7 +139,7 @@ class _Lowering:
         if layer.is_binary:
             values, scale = signs_and_scale(layer)
         else:
-            values, scale = (None if a is None else _array(a) for a in layer.quantized_kernel())
+            values, scale = (None if a is None else as_array(a) for a in layer.quantized_kernel())
         filters = values.shape[-1]
         constants = {
             "kernel": values.reshape((1,) * (4 - values.ndim) + values.shape),
@@ -145,7 +152,7 @@ class _Lowering:
 
     def biased_and_activated(self, layer, x):
         if layer.use_bias:
-            x = x.affine(shift=_array(layer.bias))
+            x = x.affine(shift=as_array(layer.bias))
         if layer.activation in (None, keras.activations.linear):
             return x
         return self.operation(keras.layers.Activation(layer.activation), x)
@@ -169,7 +176,7 @@ def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.n
         ValueError: Its quantised values aren't +-one magnitude for each unit.
     """
     kernel, factor = layer.quantized_kernel()
-    values, scale = _array(kernel), 1.0 if factor is None else _array(factor)
+    values, scale = as_array(kernel), 1.0 if factor is None else as_array(factor)
     magnitudes = np.abs(values).reshape(-1, values.shape[-1])
     if not np.all(magnitudes == magnitudes[0]) or not np.all(magnitudes[0] > 0):
         raise ValueError(
@@ -187,7 +194,8 @@ def _edges(structure):
     return [x for x in keras.tree.flatten(structure) if isinstance(x, Edge)]
 
 
-def _array(variable):
+def as_array(variable) -> np.ndarray:
+    """Returns the values of a variable or tensor in float64."""
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
 
@@ -197,21 +205,21 @@ def _array(variable):
 def _batch_norm(lowering, layer, x):
     if layer.axis not in (-1, len(x.shape)):
         return lowering.operation(layer, x)
-    scale = 1 / np.sqrt(_array(layer.moving_variance) + layer.epsilon)
+    scale = 1 / np.sqrt(as_array(layer.moving_variance) + layer.epsilon)
     if layer.scale:
-        scale = scale * _array(layer.gamma)
-    shift = -_array(layer.moving_mean) * scale
+        scale = scale * as_array(layer.gamma)
+    shift = -as_array(layer.moving_mean) * scale
     if layer.center:
-        shift = shift + _array(layer.beta)
+        shift = shift + as_array(layer.beta)
     return x.affine(scale, shift)
 
 
 def _shift(lowering, layer, x):
-    return x.affine(shift=_array(layer.shift))
+    return x.affine(shift=as_array(layer.shift))
 
 
 def _affine(lowering, layer, x):
-    return x.affine(_array(layer.scale), _array(layer.shift))
+    return x.affine(as_array(layer.scale), as_array(layer.shift))
 
 
 def _prelu(lowering, x, slope):
@@ -219,12 +227,12 @@ def _prelu(lowering, x, slope):
 
 
 def _rprelu(lowering, layer, x):
-    x = _prelu(lowering, x.affine(shift=-_array(layer.input_shift)), _array(layer.slope))
-    return x.affine(shift=_array(layer.output_shift))
+    x = _prelu(lowering, x.affine(shift=-as_array(layer.input_shift)), as_array(layer.slope))
+    return x.affine(shift=as_array(layer.output_shift))
 
 
 def _keras_prelu(lowering, layer, x):
-    slope = _array(layer.alpha)
+    slope = as_array(layer.alpha)
     if slope.shape[-1] != x.shape[-1] or slope.size != x.shape[-1]:  # not one for each channel
         return lowering.operation(layer, x)
     return _prelu(lowering, x, slope.reshape(-1))
@@ -237,7 +245,7 @@ def _add(lowering, layer, inputs):
 
 
 def _dense(lowering, layer, x):
-    constants = {"kernel": _array(layer.kernel), "bias": np.zeros(layer.units)}
+    constants = {"kernel": as_array(layer.kernel), "bias": np.zeros(layer.units)}
     y = lowering.node(inference.Dense, [x], (*x.shape[:-1], layer.units), constants, units=layer.units)
     return lowering.biased_and_activated(layer, y)
 
@@ -271,7 +279,7 @@ def _convolution_options(layer):
 
 def _conv(lowering, layer, x):
     filters = layer.filters
-    constants = {"kernel": _array(layer.kernel), "scale": np.ones(filters), "bias": np.zeros(filters)}
+    constants = {"kernel": as_array(layer.kernel), "scale": np.ones(filters), "bias": np.zeros(filters)}
     shape = layer.compute_output_shape((None, *x.shape))[1:]
     y = lowering.node(inference.Convolution, [x], shape, constants, filters=filters, **_convolution_options(layer))
     return lowering.biased_and_activated(layer, y)
@@ -311,14 +319,19 @@ def _projection(lowering, layer, x):
     return _rprelu(lowering, layer.activation, total)
 
 
-def _inside(lowering, layer, x):
-    """Applies a layer within a composite one."""
+def inside(lowering: Lowering, layer: keras.layers.Layer, x: Edge) -> Edge:
+    """Returns what a layer within a composite one gives for `x`."""
     with lowering.inside(layer.name):
-        return _RULES[type(layer)](lowering, layer, x)
+        return lowering.rules[type(layer)](lowering, layer, x)
 
 
 def _feed_forward(lowering, layer, x):
-    return _inside(lowering, layer.reduce, _inside(lowering, layer.expand, x))
+    return inside(lowering, layer.reduce, inside(lowering, layer.expand, x))
+
+
+def clip_of(layer: layers.BinarySelfAttention) -> float:
+    """Returns the value of the attention's binary probabilities that aren't 0."""
+    return max(float(as_array(layer.binarizer.clip)), layer.binarizer.smallest_clip)
 
 
 def _attention(lowering, layer, x):
@@ -329,16 +342,16 @@ def _attention(lowering, layer, x):
         )
     keys_from = x
     if layer.reduction > 1:
-        keys_from = _inside(lowering, layer.reduced, _average_pool(lowering, x, layer.reduction))
-    query = _inside(lowering, layer.query, x)
-    key, value = _inside(lowering, layer.key, keys_from), _inside(lowering, layer.value, keys_from)
+        keys_from = inside(lowering, layer.reduced, _average_pool(lowering, x, layer.reduction))
+    query = inside(lowering, layer.query, x)
+    key, value = inside(lowering, layer.key, keys_from), inside(lowering, layer.value, keys_from)
 
     shifts = (layer.query_shift, layer.key_shift, layer.value_shift)
     signs = []
     for projected, shift in zip((query, key, value), shifts, strict=True):
         with lowering.inside(shift.name):
             signs.append(lowering.float_sign(layer.input_quantizer, _shift(lowering, shift, projected)))
-    clip = max(float(_array(layer.binarizer.clip)), layer.binarizer.smallest_clip)
+    clip = clip_of(layer)
     constants = {"threshold": clip / 2}
     attended = lowering.node(inference.Attention, signs, query.shape, constants, num_heads=layer.num_heads)
     attended = _batch_norm(lowering, layer.context_norm, attended.affine(clip / 6))
@@ -348,7 +361,7 @@ def _attention(lowering, layer, x):
         reduced = lowering.node(inference.Add, shortcuts, key.shape)
         shortcuts = [lowering.node(inference.Upsampling, [reduced], query.shape, size=layer.reduction)]
     context = lowering.node(inference.Add, [attended, query, *shortcuts], query.shape)
-    return _inside(lowering, layer.output_projection, _rprelu(lowering, layer.context_activation, context))
+    return inside(lowering, layer.output_projection, _rprelu(lowering, layer.context_activation, context))
 
 
 def _branches(lowering, layer, x):
@@ -358,8 +371,8 @@ def _branches(lowering, layer, x):
     bias = 0.0
     for (h, w), affine in zip(layer.windows, layer.affines, strict=True):
         top, left = (height - h) // 2, (width - w) // 2
-        kernel[top : top + h, left : left + w, :, 0] += _array(affine.scale) / (h * w)
-        bias = bias + _array(affine.shift)
+        kernel[top : top + h, left : left + w, :, 0] += as_array(affine.scale) / (h * w)
+        bias = bias + as_array(affine.shift)
     y = lowering.node(
         inference.DepthwiseConvolution,
         [x],
@@ -371,40 +384,40 @@ def _branches(lowering, layer, x):
 
 
 def _block(lowering, layer, x):
-    h = _inside(lowering, layer.attention_norm, x)
-    h = lowering.call(layer.attention_affine, _inside(lowering, layer.attention, h))
+    h = inside(lowering, layer.attention_norm, x)
+    h = lowering.call(layer.attention_affine, inside(lowering, layer.attention, h))
     x = lowering.node(inference.Add, [x, h], x.shape)
-    h = _inside(lowering, layer.feed_forward_norm, x)
-    terms = [x, lowering.call(layer.feed_forward_affine, _inside(lowering, layer.feed_forward, h))]
+    h = inside(lowering, layer.feed_forward_norm, x)
+    terms = [x, lowering.call(layer.feed_forward_affine, inside(lowering, layer.feed_forward, h))]
     if layer.has_branches:
-        terms.append(_inside(lowering, layer.branches, h))
+        terms.append(inside(lowering, layer.branches, h))
     return lowering.node(inference.Add, terms, x.shape)
 
 
 def _patch_embedding(lowering, layer, x):
-    x = _inside(lowering, layer.convolution, x)
+    x = inside(lowering, layer.convolution, x)
     if layer.has_norm:
-        x = _inside(lowering, layer.norm, x)
-    constant = _array(layer.position_embedding)
+        x = inside(lowering, layer.norm, x)
+    constant = as_array(layer.position_embedding)
     if layer.has_class_token:
         height, width, channels = x.shape
         x = lowering.operation(keras.layers.Reshape((height * width, 1, channels)), x)
         x = lowering.operation(keras.layers.ZeroPadding2D(((1, 0), (0, 0)), data_format="channels_last"), x)
-        constant[0] += _array(layer.class_token)[0]
+        constant[0] += as_array(layer.class_token)[0]
     return lowering.add_constant(x, constant)
 
 
 def _patch_merging(lowering, layer, x):
-    x = _inside(lowering, layer.input_norm, x)
+    x = inside(lowering, layer.input_norm, x)
     y = _shift(lowering, layer.shift, x) if layer.binary else x
-    y = _inside(lowering, layer.norm, _inside(lowering, layer.convolution, y))
+    y = inside(lowering, layer.norm, inside(lowering, layer.convolution, y))
     if layer.binary:
         pooled = _shortcut(lowering, _average_pool(lowering, x, 2), layer.embed_dim)
         y = _rprelu(lowering, layer.activation, lowering.node(inference.Add, [y, pooled], y.shape))
-    return lowering.add_constant(y, _array(layer.position_embedding))
+    return lowering.add_constant(y, as_array(layer.position_embedding))
 
 
-_RULES = {
+RULES: dict[type, Callable] = {
     keras.layers.Add: _add,
     keras.layers.BatchNormalization: _batch_norm,
     keras.layers.Conv2D: _conv,

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import inference, rewrite
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
@@ -155,13 +155,8 @@ def _outputs_by_layer(flatbuffer):
 
 def _with_outputs(flatbuffer, operators):
     """Returns `flatbuffer` with the outputs of these operators as its outputs."""
-    import flatbuffers
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    model = rewrite.unpack(flatbuffer)
     graph = model.subgraphs[0]
     graph.outputs = [graph.operators[index].outputs[0] for index in operators]
     model.signatureDefs = []
-    builder = flatbuffers.Builder(len(flatbuffer))
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return rewrite.pack(model)

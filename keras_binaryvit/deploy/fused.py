@@ -1,0 +1,446 @@
+"""The layers of a model frozen with `ops="fused"`: each is one operator of binaryvit-runtime.
+
+docs/operators.md defines what they compute, in which order; the names here are its names. Their weights are the tables
+of that page, and kernels of +-1, units last. On TensorFlow a layer can also write itself as a composite, which the LCE
+converter turns into a custom operator.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_binaryvit.deploy.inference import InferenceLayer
+
+_PACKAGE = "keras_binaryvit.fused"
+
+
+class FusedLayer(InferenceLayer):
+    """A layer that becomes one operator.
+
+    Attributes:
+        operator: Name of the operator.
+        attributes: The operator's options.
+        tables: Names of the rows of each table of parameters, by the table's name.
+        output_scale: Row that scales the output, `None` where there is none.
+        output_shift: Row that shifts the output, `None` where there is none.
+        index: The layer's number in a model that is being converted; a call then writes the composite. Else `None`.
+    """
+
+    operator: str
+    attributes: dict[str, int] = {}
+    tables: dict[str, tuple[str, ...]] = {}
+    output_scale: str | None = None
+    output_shift: str | None = None
+    index: int | None = None
+
+    @staticmethod
+    def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
+        """Changes `constants` for inputs that come without `shift`."""
+        raise NotImplementedError
+
+    def constants(self, **values) -> dict[str, np.ndarray]:
+        """Returns the layer's weights, of the values of kernels and of the rows of the tables."""
+        tables = {name: np.stack([values.pop(row) for row in rows]) for name, rows in self.tables.items()}
+        return {**values, **tables}
+
+    def operands(self) -> list[np.ndarray]:
+        """Returns the constant inputs of the operator, in its order."""
+        raise NotImplementedError
+
+    def compute(self, x, *others):
+        """Returns the layer's output."""
+        raise NotImplementedError
+
+    def call(self, inputs):
+        tensors = keras.tree.flatten(inputs)
+        return self.compute(*tensors) if self.index is None else self._composite(tensors)
+
+    def _composite(self, tensors):
+        import tensorflow as tf
+
+        attributes = {**self.attributes, "layer": self.index}
+        attributes = "".join(f' attr {{ key: "{key}" value {{ i: {value} }} }}' for key, value in attributes.items())
+        implements = f'name: "{self.operator}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}{attributes}'
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        shape = self.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])
+
+        @tf.function(experimental_implements=implements, autograph=False)
+        def operator(*_):
+            return tf.zeros(shape)  # the converter takes the operator for it, and looks at the shape alone
+
+        x, *others = tensors
+        with tf.init_scope():  # where variables have values
+            operands = self.operands()
+        return operator(x, *map(tf.constant, operands), *others)
+
+    def _rows(self, table):
+        return dict(zip(self.tables[table], ops.unstack(getattr(self, table)), strict=True))
+
+
+class ResidualLayer(FusedLayer):
+    """A layer that can add a residual to its output: its input, unless it takes a second one.
+
+    Args:
+        residual: Whether it does, 0 or 1.
+    """
+
+    def __init__(self, residual=0, **kwargs):
+        super().__init__(**kwargs)
+        self.residual = residual
+
+    @property
+    def attributes(self):
+        return {"residual": self.residual}
+
+    def get_config(self):
+        return {**super().get_config(), "residual": self.residual}
+
+
+def fused_layers(frozen: keras.Model) -> list[FusedLayer]:
+    """Returns the layers of a frozen model that become one operator each."""
+    return [layer for layer in frozen._flatten_layers() if isinstance(layer, FusedLayer)]
+
+
+def pack(kernel: np.ndarray) -> np.ndarray:
+    """Returns a kernel of +-1, `(..., channels, units)`, in bits: int32 `(units, ... * ceil(channels / 32))`.
+
+    The first of 32 channels is in the lowest bit of a word, which is set for a negative value.
+    """
+    bits = np.ascontiguousarray(np.moveaxis(np.asarray(kernel) < 0, -1, 0))
+    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % 32)])
+    return np.packbits(bits, axis=-1, bitorder="little").view("<i4").reshape(len(bits), -1)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class FeedForward(ResidualLayer):
+    """A `BinaryFeedForward`.
+
+    Args:
+        expansion: Hidden units for each channel.
+        residual: Whether a second input is added to the output, 0 or 1.
+
+    Shapes: `(..., channels)`, 2 to 4 dimensions, and the same comes out; the residual has it too.
+    """
+
+    operator = "BinaryVitFeedForward"
+    output_scale, output_shift = "output_scale", "output_shift"
+    tables = {
+        "hidden": ("multiplier_1", "bias_1", "slope_1", "threshold_2"),
+        "parameters": (
+            *("scale", "threshold_1", "multiplier_2", "bias_2", "slope_2"),
+            *("output_scale", "output_shift"),
+        ),
+    }
+
+    def __init__(self, expansion, **kwargs):
+        super().__init__(**kwargs)
+        self.expansion = expansion
+
+    def build(self, input_shape):
+        shape = input_shape[0] if self.residual else input_shape
+        channels = shape[-1]
+        hidden = channels * self.expansion
+        self.kernel_1 = self._constant("kernel_1", (channels, hidden))
+        self.hidden = self._constant("hidden", (4, hidden))
+        self.kernel_2 = self._constant("kernel_2", (hidden, channels))
+        self.parameters = self._constant("parameters", (7, channels))
+
+    def operands(self):
+        kernels = [pack(ops.convert_to_numpy(kernel)) for kernel in (self.kernel_1, self.kernel_2)]
+        hidden, parameters = (ops.convert_to_numpy(table) for table in (self.hidden, self.parameters))
+        return [kernels[0], hidden, kernels[1], parameters]
+
+    def compute(self, x, *residual):
+        p = {**self._rows("hidden"), **self._rows("parameters")}
+        s = x * p["scale"]
+        u = _differ(s + p["threshold_1"], self.kernel_1) * p["multiplier_1"] + p["bias_1"]
+        u = _prelu(u + _copies(s, self.expansion), p["slope_1"])
+        v = _differ(u + p["threshold_2"], self.kernel_2) * p["multiplier_2"] + p["bias_2"]
+        v = _prelu(v + self._means(u), p["slope_2"])
+        return _sum([v * p["output_scale"] + p["output_shift"], *residual])
+
+    def _means(self, u):
+        *leading, hidden = ops.shape(u)
+        groups = ops.reshape(u, (*leading, hidden // self.expansion, self.expansion))
+        return _sum([groups[..., index] for index in range(self.expansion)]) * np.float32(1 / self.expansion)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0] if self.residual else input_shape
+
+    @staticmethod
+    def shift_inputs(constants, shift):
+        shift = constants["scale"] * shift
+        copies = len(constants["bias_1"]) // len(shift)
+        constants["threshold_1"] = constants["threshold_1"] + shift
+        constants["bias_1"] = constants["bias_1"] + np.tile(shift, copies)
+
+    def get_config(self):
+        return {**super().get_config(), "expansion": self.expansion}
+
+
+_PARTS = ("threshold", "multiplier", "bias", "slope")
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SelfAttention(ResidualLayer):
+    """A `BinarySelfAttention`.
+
+    Args:
+        heads: Groups of channels next to each other.
+        reduction: Side of the squares of positions that share a key and a value.
+        residual: Whether the input is added to the output, 0 or 1.
+
+    Shapes: `(batch, height, width, channels)`, and the same comes out.
+    """
+
+    operator = "BinaryVitAttention"
+    output_scale, output_shift = "output_scale", "output_shift"
+
+    def __init__(self, heads, reduction=1, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = heads
+        self.reduction = reduction
+
+    @property
+    def attributes(self):
+        return {"heads": self.heads, "reduction": self.reduction, "residual": self.residual}
+
+    @property
+    def kernel_names(self) -> tuple[str, ...]:
+        """What the kernels are for, in their order."""
+        return ("query", "key", "value", "output", *(("reduced",) if self.reduction > 1 else ()))
+
+    @property
+    def tables(self):
+        of_kernels = [tuple(f"{name}/{part}" for part in _PARTS) for name in self.kernel_names]
+        return {
+            "parameters": (
+                *("scale", *sum(of_kernels[:4], ())),
+                *("query_threshold", "key_threshold", "value_threshold"),
+                *("context_scale", "context_bias", "context_slope", "output_scale", "output_shift"),
+                *sum(of_kernels[4:], ()),
+            )
+        }
+
+    def build(self, input_shape):
+        channels, count = input_shape[-1], len(self.kernel_names)
+        self.kernels = self._constant("kernels", (count, channels, channels))
+        self.parameters = self._constant("parameters", (9 + 4 * count, channels))
+        self.probability_threshold = self._constant("probability_threshold", (1,))
+
+    def operands(self):
+        kernels = np.stack([pack(kernel) for kernel in ops.convert_to_numpy(self.kernels)])
+        tables = [ops.convert_to_numpy(table) for table in (self.parameters, self.probability_threshold)]
+        return [kernels, *tables]
+
+    def compute(self, x):
+        p = self._rows("parameters")
+        kernels = dict(zip(self.kernel_names, ops.unstack(self.kernels), strict=True))
+
+        def project(z, name):
+            threshold, multiplier, bias, slope = (p[f"{name}/{part}"] for part in _PARTS)
+            return _prelu(_differ(z + threshold, kernels[name]) * multiplier + bias + z, slope)
+
+        s = x * p["scale"]
+        g = project(self._square_means(s), "reduced") if self.reduction > 1 else s
+        q, k, v = project(s, "query"), project(g, "key"), project(g, "value")
+        o = self._attend(*(z + p[f"{name}_threshold"] for z, name in ((q, "query"), (k, "key"), (v, "value"))))
+        t = o * p["context_scale"] + p["context_bias"] + q + self._upsample(k + v)
+        t = _prelu(t, p["context_slope"])
+        output = project(t, "output") * p["output_scale"] + p["output_shift"]
+        return output + x if self.residual else output
+
+    def _square_means(self, s):
+        r = self.reduction
+        _, height, width, channels = s.shape
+        squares = ops.reshape(s, (-1, height // r, r, width // r, r, channels))
+        rows = [_sum([squares[:, :, i, :, j] for j in range(r)]) for i in range(r)]
+        return _sum(rows) * np.float32(1 / r**2)
+
+    def _attend(self, query, key, value):
+        """Returns for each query the sum of the signs of the values whose probability is above the threshold."""
+        _, height, width, channels = query.shape
+        head_dim = channels // self.heads
+
+        def split(x):
+            x = ops.reshape(_sign(x), (-1, x.shape[1] * x.shape[2], self.heads, head_dim))
+            return ops.transpose(x, (0, 2, 1, 3))
+
+        # JAX has no float64 unless it is told to.
+        dtype = "float32" if keras.backend.backend() == "jax" else "float64"
+        scores = ops.cast(ops.matmul(split(query), ops.swapaxes(split(key), -1, -2)), dtype)
+        probabilities = ops.softmax(scores / head_dim**0.5)
+        bits = ops.cast(probabilities > ops.cast(self.probability_threshold, dtype), "float32")
+        outputs = ops.transpose(ops.matmul(bits, split(value)), (0, 2, 1, 3))
+        return ops.reshape(outputs, (-1, height, width, channels))
+
+    def _upsample(self, x):
+        if self.reduction == 1:
+            return x
+        return ops.repeat(ops.repeat(x, self.reduction, axis=1), self.reduction, axis=2)
+
+    @staticmethod
+    def shift_inputs(constants, shift):
+        shift = constants["scale"] * shift
+        for name in ("query", "reduced") if "reduced/bias" in constants else ("query", "key", "value"):
+            for part in ("threshold", "bias"):
+                constants[f"{name}/{part}"] = constants[f"{name}/{part}"] + shift
+
+    def get_config(self):
+        return {**super().get_config(), "heads": self.heads, "reduction": self.reduction}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class PoolingBranches(ResidualLayer):
+    """A `MultiBranchAveragePooling`: a cross of weights for each channel, symmetric about its centre.
+
+    Args:
+        vertical: Reach of the cross above and below.
+        horizontal: Reach of the cross to the left and to the right.
+        residual: Whether the input is added to the output, 0 or 1.
+
+    Shapes: `(batch, height, width, channels)`, and the same comes out.
+    """
+
+    operator = "BinaryVitPooling"
+    output_shift = "bias"
+
+    def __init__(self, vertical, horizontal, **kwargs):
+        super().__init__(**kwargs)
+        self.vertical = vertical
+        self.horizontal = horizontal
+
+    @property
+    def attributes(self):
+        return {"vertical": self.vertical, "residual": self.residual}
+
+    @property
+    def tables(self):
+        below = [f"below_{distance}" for distance in range(1, self.vertical + 1)]
+        beside = [f"beside_{distance}" for distance in range(1, self.horizontal + 1)]
+        return {"parameters": ("scale", "shift", "bias", "center", *below, *beside)}
+
+    def build(self, input_shape):
+        _, height, width, channels = input_shape
+        self.parameters = self._constant("parameters", (4 + self.vertical + self.horizontal, channels))
+        # The operator computes these itself, in float64, which not every backend has.
+        self.row_edge = self._constant("row_edge", (height, 1, channels))
+        self.column_edge = self._constant("column_edge", (width, channels))
+
+    def constants(self, **values):
+        constants = super().constants(**values)
+        table = constants["parameters"].astype(np.float32).astype(np.float64)
+        _, shift, bias, center = table[:4]
+        below, beside = table[4 : 4 + self.vertical], table[4 + self.vertical :]
+        rows = bias + shift * (center + _weights_inside(below, self.row_edge.shape[0]))
+        columns = shift * _weights_inside(beside, self.column_edge.shape[0])
+        return {**constants, "row_edge": rows[:, None], "column_edge": columns}
+
+    def operands(self):
+        return [ops.convert_to_numpy(self.parameters)]
+
+    def compute(self, x):
+        p = self._rows("parameters")
+        _, height, width, _ = x.shape
+        up, left = self.vertical, self.horizontal
+        tall = ops.pad(x, ((0, 0), (up, up), (0, 0), (0, 0)))
+        wide = ops.pad(x, ((0, 0), (0, 0), (left, left), (0, 0)))
+        terms = [x * (p["center"] * p["scale"])]
+        for d in range(1, up + 1):
+            pair = tall[:, up - d : up - d + height] + tall[:, up + d : up + d + height]
+            terms.append(pair * (p[f"below_{d}"] * p["scale"]))
+        for d in range(1, left + 1):
+            pair = wide[:, :, left - d : left - d + width] + wide[:, :, left + d : left + d + width]
+            terms.append(pair * (p[f"beside_{d}"] * p["scale"]))
+        terms.append(ops.convert_to_tensor(self.row_edge) + ops.convert_to_tensor(self.column_edge))
+        return _sum([*terms, x] if self.residual else terms)
+
+    @staticmethod
+    def shift_inputs(constants, shift):
+        constants["shift"] = constants["shift"] + constants["scale"] * shift
+
+    def get_config(self):
+        return {**super().get_config(), "vertical": self.vertical, "horizontal": self.horizontal}
+
+
+def _weights_inside(weights, side):
+    """Returns for each of `side` positions the sum of the weights of its neighbours that lie inside the map."""
+    inside = np.zeros((side, weights.shape[1]))
+    for distance, weight in enumerate(weights, 1):
+        if distance < side:
+            inside[distance:] += weight
+            inside[:-distance] += weight
+    return inside
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class PatchMerging(FusedLayer):
+    """A binary `PatchMerging`, up to its position embedding.
+
+    Args:
+        units: Channels of the output.
+
+    Shapes: `(batch, height, width, channels)` gives `(batch, height / 2, width / 2, units)`.
+    """
+
+    operator = "BinaryVitPatchMerging"
+    tables = {"parameters": ("scale", "threshold"), "outputs": ("multiplier", "bias", "slope")}
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.kernel = self._constant("kernel", (2, 2, channels, self.units))
+        self.parameters = self._constant("parameters", (2, channels))
+        self.outputs = self._constant("outputs", (3, self.units))
+
+    def operands(self):
+        kernel, parameters, outputs = map(ops.convert_to_numpy, (self.kernel, self.parameters, self.outputs))
+        return [pack(kernel), parameters, outputs]
+
+    def compute(self, x):
+        p = {**self._rows("parameters"), **self._rows("outputs")}
+        s = x * p["scale"]
+        dots = ops.conv(_sign(s + p["threshold"]), self.kernel, 2, "valid", data_format="channels_last")
+        differ = (4 * x.shape[-1] - dots) * 0.5
+        rows = s[:, :, 0::2] + s[:, :, 1::2]
+        m = (rows[:, 0::2] + rows[:, 1::2]) * 0.25
+        copies = self.units // x.shape[-1]
+        return _prelu(differ * p["multiplier"] + p["bias"] + _copies(m, copies), p["slope"])
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        return batch, height // 2, width // 2, self.units
+
+    @staticmethod
+    def shift_inputs(constants, shift):
+        shift = constants["scale"] * shift
+        constants["threshold"] = constants["threshold"] + shift
+        constants["bias"] = constants["bias"] + np.tile(shift, len(constants["bias"]) // len(shift))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def _sign(x):
+    return ops.where(x < 0, -1.0, 1.0)
+
+
+def _differ(x, kernel):
+    """Returns in how many bits x and each unit of a kernel `(channels, units)` differ: exact, whatever the order."""
+    return (x.shape[-1] - ops.matmul(_sign(x), kernel)) * 0.5
+
+
+def _prelu(x, slope):
+    return ops.where(x >= 0, x, slope * x)
+
+
+def _copies(x, count):
+    return ops.concatenate([x] * count, axis=-1) if count > 1 else x
+
+
+def _sum(terms):
+    """Returns the sum of the terms, from left to right."""
+    return sum(terms[1:], start=terms[0])
