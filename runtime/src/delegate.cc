@@ -5,7 +5,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
+#include "binaryvit_runtime.h"
 #include "litert_abi.h"
 #include "op.h"
 
@@ -33,7 +35,16 @@ const OpType* FindOp(const char* name) {
 struct BinaryVitDelegate : litert::Delegate {
   Session session;
   int num_threads = 0;  // 0: as the interpreter recommends
+  bool profile = false;
+  BinaryVitProfileEntry* entries = nullptr;
+  size_t entry_count = 0;
 };
+
+uint64_t Nanoseconds() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<uint64_t>(time.tv_sec) * 1000000000 + static_cast<uint64_t>(time.tv_nsec);
+}
 
 IntArray* Copy(const IntArray* array) {
   if (!array) return nullptr;
@@ -47,9 +58,21 @@ IntArray* Copy(const IntArray* array) {
 struct Kernel {
   const OpType* type;
   void* op;
-  Session* session;
+  BinaryVitDelegate* delegate;
+  size_t entry;  // of the profile, where there is one
   Node original;
 };
+
+bool AddProfileEntry(Kernel* kernel, const char* output) {
+  BinaryVitDelegate* delegate = kernel->delegate;
+  const size_t size = (delegate->entry_count + 1) * sizeof(BinaryVitProfileEntry);
+  auto* entries = static_cast<BinaryVitProfileEntry*>(std::realloc(delegate->entries, size));
+  if (!entries) return false;
+  delegate->entries = entries;
+  kernel->entry = delegate->entry_count++;
+  entries[kernel->entry] = {kernel->type->name, output ? output : "", 0, 0};
+  return true;
+}
 
 void FreeKernel(Context*, void* data) {
   auto* kernel = static_cast<Kernel*>(data);
@@ -69,7 +92,7 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
   if (!kernel) return nullptr;
   kernel->type = FindOp(registration->custom_name);
-  kernel->session = &static_cast<BinaryVitDelegate*>(params->delegate)->session;
+  kernel->delegate = static_cast<BinaryVitDelegate*>(params->delegate);
   kernel->original = *node;
   kernel->original.inputs = Copy(node->inputs);
   kernel->original.outputs = Copy(node->outputs);
@@ -77,6 +100,14 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   if (!kernel->op || !kernel->original.inputs || !kernel->original.outputs) {
     FreeKernel(context, kernel);
     return nullptr;
+  }
+  if (kernel->delegate->profile) {
+    const IntArray* outputs = kernel->original.outputs;
+    const char* output = outputs->size > 0 ? context->tensors[outputs->data[0]].name : nullptr;
+    if (!AddProfileEntry(kernel, output)) {
+      FreeKernel(context, kernel);
+      return nullptr;
+    }
   }
   return kernel;
 }
@@ -87,7 +118,7 @@ Status PrepareKernel(Context* context, Node* node) {
     context->ReportError(context, "BinaryVit: a node couldn't be set up");
     return litert::kError;
   }
-  const NodeView view(context, &kernel->original, kernel->session, kernel->type->name);
+  const NodeView view(context, &kernel->original, &kernel->delegate->session, kernel->type->name);
   const int size = kernel->original.custom_options_size;
   const Options options(kernel->original.custom_options, size > 0 ? static_cast<size_t>(size) : 0);
   return kernel->type->prepare(kernel->op, view, options) ? litert::kOk : litert::kError;
@@ -95,8 +126,14 @@ Status PrepareKernel(Context* context, Node* node) {
 
 Status InvokeKernel(Context* context, Node* node) {
   auto* kernel = static_cast<Kernel*>(node->user_data);
-  const NodeView view(context, &kernel->original, kernel->session, kernel->type->name);
-  return kernel->type->invoke(kernel->op, view) ? litert::kOk : litert::kError;
+  const NodeView view(context, &kernel->original, &kernel->delegate->session, kernel->type->name);
+  if (!kernel->delegate->profile) return kernel->type->invoke(kernel->op, view) ? litert::kOk : litert::kError;
+  const uint64_t start = Nanoseconds();
+  const bool ok = kernel->type->invoke(kernel->op, view);
+  BinaryVitProfileEntry& entry = kernel->delegate->entries[kernel->entry];
+  entry.nanoseconds += Nanoseconds() - start;
+  entry.calls += 1;
+  return ok ? litert::kOk : litert::kError;
 }
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
@@ -131,6 +168,13 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   return status;
 }
 
+// The header's TfLiteDelegate, which it leaves to the host to define, is the one of litert_abi.h.
+TfLiteDelegate* AsHosts(litert::Delegate* delegate) { return reinterpret_cast<TfLiteDelegate*>(delegate); }
+
+const BinaryVitDelegate* AsOurs(const TfLiteDelegate* delegate) {
+  return static_cast<const BinaryVitDelegate*>(reinterpret_cast<const litert::Delegate*>(delegate));
+}
+
 // Reads a whole positive number; 0 for anything else.
 int ParseThreads(const char* text) {
   char* end;
@@ -141,25 +185,33 @@ int ParseThreads(const char* text) {
 }  // namespace
 }  // namespace binaryvit
 
-// The option is "num_threads"; without it the interpreter's own number counts.
-BINARYVIT_EXPORT binaryvit::litert::Delegate* tflite_plugin_create_delegate(char** keys, char** values, size_t count,
-                                                                            void (*report)(const char*)) {
+BINARYVIT_EXPORT TfLiteDelegate* tflite_plugin_create_delegate(const char* const* keys, const char* const* values,
+                                                               size_t count, void (*report)(const char*)) {
   using namespace binaryvit;
   char message[200];
-  const auto fail = [&]() -> litert::Delegate* {
+  const auto fail = [&]() -> TfLiteDelegate* {
     if (report) report(message);
     return nullptr;
   };
   int num_threads = 0;
+  bool profile = false;
   for (size_t i = 0; i < count; ++i) {
-    if (std::strcmp(keys[i], "num_threads") != 0) {
-      std::snprintf(message, sizeof message, "binaryvit: unknown option '%.50s'; there is num_threads", keys[i]);
-      return fail();
-    }
-    num_threads = ParseThreads(values[i]);
-    if (num_threads == 0) {
-      std::snprintf(message, sizeof message, "binaryvit: num_threads must be 1 to %d, but is '%.50s'", kMaxThreads,
-                    values[i]);
+    if (std::strcmp(keys[i], "num_threads") == 0) {
+      num_threads = ParseThreads(values[i]);
+      if (num_threads == 0) {
+        std::snprintf(message, sizeof message, "binaryvit: num_threads must be 1 to %d, but is '%.50s'", kMaxThreads,
+                      values[i]);
+        return fail();
+      }
+    } else if (std::strcmp(keys[i], "profile") == 0) {
+      profile = std::strcmp(values[i], "1") == 0;
+      if (!profile && std::strcmp(values[i], "0") != 0) {
+        std::snprintf(message, sizeof message, "binaryvit: profile must be 0 or 1, but is '%.50s'", values[i]);
+        return fail();
+      }
+    } else {
+      std::snprintf(message, sizeof message, "binaryvit: unknown option '%.50s'; there are num_threads and profile",
+                    keys[i]);
       return fail();
     }
   }
@@ -179,12 +231,24 @@ BINARYVIT_EXPORT binaryvit::litert::Delegate* tflite_plugin_create_delegate(char
   delegate->flags = litert::kAllowDynamicTensors;
   delegate->session.kernels = kernels;
   delegate->num_threads = num_threads;
-  return delegate;
+  delegate->profile = profile;
+  return AsHosts(delegate);
 }
 
-BINARYVIT_EXPORT void tflite_plugin_destroy_delegate(binaryvit::litert::Delegate* base) {
-  auto* delegate = static_cast<binaryvit::BinaryVitDelegate*>(base);
-  if (!delegate) return;
+BINARYVIT_EXPORT void tflite_plugin_destroy_delegate(TfLiteDelegate* hosts) {
+  if (!hosts) return;
+  auto* delegate = const_cast<binaryvit::BinaryVitDelegate*>(binaryvit::AsOurs(hosts));
+  std::free(delegate->entries);
   delegate->~BinaryVitDelegate();
   std::free(delegate);
+}
+
+BINARYVIT_EXPORT const char* binaryvit_kernels(const TfLiteDelegate* hosts) {
+  return binaryvit::AsOurs(hosts)->session.kernels->name;
+}
+
+BINARYVIT_EXPORT size_t binaryvit_profile(const TfLiteDelegate* hosts, BinaryVitProfileEntry* entries, size_t capacity) {
+  const auto* delegate = binaryvit::AsOurs(hosts);
+  for (size_t i = 0; i < delegate->entry_count && i < capacity; ++i) entries[i] = delegate->entries[i];
+  return delegate->entry_count;
 }

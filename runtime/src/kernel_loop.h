@@ -5,6 +5,7 @@
 #define BINARYVIT_KERNEL_LOOP_H_
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -45,6 +46,18 @@ inline BINARYVIT_INLINE void ForRowTiles(size_t count, const Body& body) {
 
 // A Simd has the types Float and Int, vectors of kLanes 32-bit values, and their operations: see kernels_scalar.cc.
 //
+// Simd::LoadQuarters where the processor has no such load.
+template <typename Simd>
+inline BINARYVIT_INLINE void QuartersByHalves(const float* from, typename Simd::Float (&quarters)[4]) {
+  typename Simd::Float even[2], odd[2];
+  for (int i = 0; i < 2; ++i) {
+    const float* half = from + 2 * i * Simd::kLanes;
+    Simd::Deinterleave(Simd::Load(half), Simd::Load(half + Simd::kLanes), &even[i], &odd[i]);
+  }
+  Simd::Deinterleave(even[0], even[1], &quarters[0], &quarters[2]);
+  Simd::Deinterleave(odd[0], odd[1], &quarters[1], &quarters[3]);
+}
+
 // An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
 // Store(place, counts) computes; target.At(row, unit) gives the place.
 
@@ -140,11 +153,13 @@ struct ProjectionOutput {
 // An Isa has a Simd and a Tile with the static constants kUnits, kWordGroup, kRows (a power of two), kBlocks (1 or 2),
 // kHiddenUnits and kHiddenRows, and
 //
-//   template <int rows, int vectors>
+//   template <int rows, int vectors, int constant_words = 0>
 //   static void Count(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
 //                     Simd::Int (&counts)[rows][vectors]);
 //
-// for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units.
+// for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
+// where `constant_words` isn't 0, it is the number of words. PackMasks(words, bits, mask) sets the bits of words from
+// mask(i), the Simd's Mask of the values from i on.
 template <typename Isa, int rows, int blocks, typename Output>
 void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
                size_t row, size_t unit) {
@@ -239,29 +254,63 @@ void ProjectAll(const Rows& rows, const Weights& weights, const Projection& tabl
   }
 }
 
-// All hidden units of a tile of channels, for a few rows: sums over a channel's units stay in registers.
-template <typename Isa, int rows>
-void ExpandTile(const uint32_t* activations, size_t stride, const Hidden& hidden, size_t tile, const float* shortcuts,
-                float* means, size_t means_stride, uint32_t* bits, size_t bits_stride) {
+// Hidden units `first` to `last` - 1 of each channel of a tile, for a few rows: their sign bits are pushed into a word of
+// each lane, and their values added to the sums.
+template <typename Isa, int rows, int constant_words, int vectors>
+inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t stride, const Hidden& hidden,
+                                         const uint32_t* weights, const float* table, size_t block_size,
+                                         const float* shortcuts, size_t row_of_shortcuts, size_t count,
+                                         typename Isa::Simd::Int (&pushed)[rows][vectors],
+                                         typename Isa::Simd::Float (&sums)[rows][vectors]) {
   using Tile = typename Isa::Tile;
   using Simd = typename Isa::Simd;
   using Float = typename Simd::Float;
+  const auto unit = [&]() BINARYVIT_INLINE {
+    typename Simd::Int counts[rows][vectors];
+    Tile::template Count<rows, vectors, constant_words>(activations, stride, weights, hidden.words, counts);
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      const float* constants = table + v * Simd::kLanes;
+      const Float multiplier = Simd::Load(constants), bias = Simd::Load(constants + Tile::kHiddenUnits);
+      const Float slope = Simd::Load(constants + 2 * Tile::kHiddenUnits);
+      const Float threshold = Simd::Load(constants + 3 * Tile::kHiddenUnits);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), multiplier), bias);
+        x = Simd::Prelu(Simd::Add(x, Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes)), slope);
+        pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, threshold));
+        sums[r][v] = Simd::Add(sums[r][v], x);
+      });
+    });
+    weights += block_size, table += 4 * Tile::kHiddenUnits, shortcuts += hidden.period;
+  };
+  for (size_t pairs = count / 2; pairs > 0; --pairs) {  // two at a time need fewer moves between registers
+    unit();
+    unit();
+  }
+  if (count % 2 != 0) unit();
+}
+
+// All hidden units of a tile of channels.
+template <typename Isa, int rows, int constant_words>
+inline BINARYVIT_INLINE void ExpandTile(const uint32_t* activations, size_t stride, const Hidden& hidden, size_t tile,
+                                        const float* shortcuts, size_t row_of_shortcuts, float* means,
+                                        size_t means_stride, uint32_t* bits, size_t bits_stride) {
+  using Tile = typename Isa::Tile;
+  using Simd = typename Isa::Simd;
   constexpr int vectors = Tile::kHiddenUnits / Simd::kLanes;
   const size_t expansion = hidden.expansion, share = TilesPerWord(expansion);
   const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
-  const size_t row_of_shortcuts = expansion * hidden.period;
   const uint32_t* weights = hidden.weights + tile * expansion * block_size;
-  size_t unit = tile * expansion * Tile::kHiddenUnits;
+  const float* table = hidden.table + 4 * tile * expansion * Tile::kHiddenUnits;
   shortcuts += tile * Tile::kHiddenUnits % hidden.period;
   bits += tile / share * WordsFor(expansion) * Tile::kHiddenUnits;
   const bool begins_words = tile % share == 0;
 
-  Float sums[rows][vectors];
+  typename Simd::Float sums[rows][vectors];
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[r][v] = Simd::Set(0.0f); });
   });
   for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
-    const size_t last = expansion - first < kBitsPerWord ? expansion : first + kBitsPerWord;
+    const size_t count = expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord;
     typename Simd::Int pushed[rows][vectors];
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
@@ -269,29 +318,16 @@ void ExpandTile(const uint32_t* activations, size_t stride, const Hidden& hidden
         pushed[r][v] = begins_words ? Simd::Set(int32_t{0}) : Simd::Load(word);
       });
     });
-    for (size_t e = first; e < last; ++e, weights += block_size, unit += Tile::kHiddenUnits) {
-      typename Simd::Int counts[rows][vectors];
-      Tile::template Count<rows, vectors>(activations, stride, weights, hidden.words, counts);
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        const size_t at = unit + v * Simd::kLanes;
-        const Float multiplier = Simd::Load(hidden.multiplier + at), bias = Simd::Load(hidden.bias + at);
-        const Float slope = Simd::Load(hidden.slope + at), threshold = Simd::Load(hidden.threshold + at);
-        const float* shortcut = shortcuts + e * hidden.period + v * Simd::kLanes;
-        Unroll<rows>([&](int r) BINARYVIT_INLINE {
-          Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), multiplier), bias);
-          x = Simd::Prelu(Simd::Add(x, Simd::Load(shortcut + r * row_of_shortcuts)), slope);
-          pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, threshold));
-          sums[r][v] = Simd::Add(sums[r][v], x);
-        });
-      });
-    }
+    ExpandUnits<Isa, rows, constant_words, vectors>(
+        activations, stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits, block_size,
+        shortcuts + first * hidden.period, row_of_shortcuts, count, pushed, sums);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         Simd::Store(reinterpret_cast<int32_t*>(bits + r * bits_stride + v * Simd::kLanes), pushed[r][v]);
       });
     });
   }
-  const Float share_of_each = Simd::Set(1.0f / static_cast<float>(expansion));
+  const auto share_of_each = Simd::Set(1.0f / static_cast<float>(expansion));
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE {
       float* to = means + r * means_stride + tile * Tile::kHiddenUnits + v * Simd::kLanes;
@@ -300,17 +336,113 @@ void ExpandTile(const uint32_t* activations, size_t stride, const Hidden& hidden
   });
 }
 
+template <typename Isa, int constant_words>
+void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
+                 uint32_t* bits, size_t bits_stride) {
+  using Tile = typename Isa::Tile;
+  const size_t row_of_shortcuts = hidden.expansion * hidden.period;
+  for (size_t tile = 0; tile < hidden.channels / Tile::kHiddenUnits; ++tile) {
+    ForRowTiles<Tile::kHiddenRows>(rows.count, [&](size_t row, auto height) BINARYVIT_INLINE {
+      // Tiles of fewer rows are few: code for them needn't be there for each number of words.
+      constexpr int words = height == Tile::kHiddenRows ? constant_words : 0;
+      ExpandTile<Isa, height, words>(rows.data + row * rows.stride, rows.stride, hidden, tile,
+                                     shortcuts + row * row_of_shortcuts, row_of_shortcuts, means + row * means_stride,
+                                     means_stride, bits + row * bits_stride, bits_stride);
+    });
+  }
+}
+
 template <typename Isa>
 void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                uint32_t* bits, size_t bits_stride) {
-  using Tile = typename Isa::Tile;
-  for (size_t tile = 0; tile < hidden.channels / Tile::kHiddenUnits; ++tile) {
-    ForRowTiles<Tile::kHiddenRows>(rows.count, [&](size_t row, auto height) {
-      ExpandTile<Isa, height>(rows.data + row * rows.stride, rows.stride, hidden, tile,
-                              shortcuts + row * hidden.expansion * hidden.period, means + row * means_stride,
-                              means_stride, bits + row * bits_stride, bits_stride);
-    });
+  const auto run = [&](auto words) {
+    ExpandWords<Isa, words>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
+  };
+  switch (hidden.words) {  // those of 64, 128, 256 and 512 channels
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    case 8:
+      return run(std::integral_constant<int, 8>());
+    case 16:
+      return run(std::integral_constant<int, 16>());
+    default:
+      return run(std::integral_constant<int, 0>());
   }
+}
+
+// Splits each of `arrays` arrays of `length` values into its even and odd ones: array i to array i and array i + arrays. An
+// array of one tile becomes two that repeat their values.
+template <typename Isa>
+void Halve(const float* values, size_t arrays, size_t length, float* output) {
+  using Simd = typename Isa::Simd;
+  constexpr size_t tile = Isa::Tile::kHiddenUnits;
+  const bool repeats = length == tile;
+  const size_t half = repeats ? length : length / 2;
+  for (size_t array = 0; array < arrays; ++array, values += length) {
+    float* even_to = output + array * half;
+    float* odd_to = even_to + arrays * half;
+    typename Simd::Float even, odd;
+    if (repeats && tile == Simd::kLanes) {
+      const auto both = Simd::Load(values);
+      Simd::Deinterleave(both, both, &even, &odd);
+      Simd::Store(even_to, even);
+      Simd::Store(odd_to, odd);
+      continue;
+    }
+    for (size_t i = 0; i < length; i += 2 * Simd::kLanes) {
+      Simd::Deinterleave(Simd::Load(values + i), Simd::Load(values + i + Simd::kLanes), &even, &odd);
+      Simd::Store(even_to + i / 2, even);
+      Simd::Store(odd_to + i / 2, odd);
+      if (repeats) Simd::Store(even_to + tile / 2 + i / 2, even), Simd::Store(odd_to + tile / 2 + i / 2, odd);
+    }
+  }
+}
+
+template <typename Simd>
+void Quarter(const float* values, size_t length, float* output) {
+  const size_t quarter = length / 4;
+  typename Simd::Float quarters[4];
+  for (size_t i = 0; i < quarter; i += Simd::kLanes) {
+    Simd::LoadQuarters(values + 4 * i, quarters);
+    Unroll<4>([&](int q) BINARYVIT_INLINE { Simd::Store(output + q * quarter + i, quarters[q]); });
+  }
+}
+
+template <typename Isa>
+void DeinterleaveAll(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch) {
+  constexpr size_t tile = Isa::Tile::kHiddenUnits;
+  size_t arrays = 1, length = channels;
+  if (expansion == 1) std::memcpy(shortcuts, values, channels * sizeof(float));
+  while (arrays < expansion) {
+    const bool quarters = arrays == 1 && expansion % 4 == 0 && channels % (4 * tile) == 0;
+    const size_t factor = quarters ? 4 : 2;
+    // So that the last step ends in `shortcuts`: the steps after this one halve.
+    bool even = true;
+    for (size_t n = arrays * factor; n < expansion; n *= 2) even = !even;
+    float* to = even ? shortcuts : scratch;
+    if (quarters) {
+      Quarter<typename Isa::Simd>(values, length, to);
+    } else {
+      Halve<Isa>(values, arrays, length, to);
+    }
+    if (length != tile) length /= factor;
+    arrays *= factor;
+    values = to;
+  }
+}
+
+// Scales a row and packs the signs of the shifted values.
+template <typename Isa>
+void ScaleAndPack(const float* values, const float* factors, const float* thresholds, size_t words, float* scaled,
+                  uint32_t* bits) {
+  using Simd = typename Isa::Simd;
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+    const auto x = Simd::Multiply(Simd::Load(values + i), Simd::Load(factors + i));
+    Simd::Store(scaled + i, x);
+    return Simd::IsNegative(Simd::Add(x, Simd::Load(thresholds + i)));
+  });
 }
 
 template <typename Simd>
@@ -320,36 +452,26 @@ void ScaleAll(const float* values, const float* factors, size_t count, float* ou
   }
 }
 
-constexpr size_t kChunkWords = 4;  // what PackSigns takes at a time on ARM
-
-// PackSigns of what `transform` makes of each vector, in chunks on the stack.
-template <typename Isa, typename Transform>
-inline BINARYVIT_INLINE void PackTransformed(size_t words, uint32_t* bits, const Transform& transform) {
+template <typename Isa>
+void PackSigns(const float* values, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  alignas(kAlignment) float chunk[kChunkWords * kBitsPerWord];
-  for (size_t word = 0; word < words; word += kChunkWords) {
-    const size_t count = words - word < kChunkWords ? words - word : kChunkWords;
-    for (size_t i = 0; i < count * kBitsPerWord; i += Simd::kLanes) {
-      Simd::Store(chunk + i, transform(word * kBitsPerWord + i));
-    }
-    Isa::PackSigns(chunk, count, bits + word);
-  }
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::IsNegative(Simd::Load(values + i)); });
 }
 
 template <typename Isa>
 void PackShifted(const float* values, const float* thresholds, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  PackTransformed<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    return Simd::Add(Simd::Load(values + i), Simd::Load(thresholds + i));
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+    return Simd::IsNegative(Simd::Add(Simd::Load(values + i), Simd::Load(thresholds + i)));
   });
 }
 
 template <typename Isa>
 void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  const typename Simd::Int above = Simd::Set(-1 - limit);  // sums are exact as floats: counts are small
-  PackTransformed<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    return Simd::ToFloat(Simd::Add(Simd::Load(counts + i), above));
+  const typename Simd::Int above = Simd::Set(limit + 1);
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+    return Simd::IsNegative(Simd::Subtract(Simd::Load(counts + i), above));
   });
 }
 
@@ -364,37 +486,64 @@ void ContextAll(const int32_t* counts, const Context& table, const float* query,
   }
 }
 
-// One vector of channels along the row: weights and the neighbours to the left and right stay in registers.
+// One vector of channels along the row: weights and the neighbours to the left and right stay in registers, and `block`
+// positions share the moves of the latter.
 template <typename Simd, int reach>
 void CrossColumn(const CrossRow& row, size_t channel, float* output) {
   using Float = typename Simd::Float;
-  const size_t step = row.channels;
-  Float vertical[reach], horizontal[reach], window[2 * reach + 1];
+  constexpr int block = 4;
+  const size_t step = row.channels, width = row.width;
+  const float* above[reach];
+  const float* below[reach];
+  Float vertical[reach], horizontal[reach], window[2 * reach + block];
   const Float center = Simd::Load(row.weights + channel), row_edge = Simd::Load(row.row_edge + channel);
+  const float* source = row.center + channel;
+  const float* column_edge = row.column_edges + channel;
+  output += channel;
   Unroll<reach>([&](int d) BINARYVIT_INLINE {
+    above[d] = row.above[d] + channel;
+    below[d] = row.below[d] + channel;
     vertical[d] = Simd::Load(row.weights + (1 + d) * step + channel);
     horizontal[d] = Simd::Load(row.weights + (1 + reach + d) * step + channel);
-    window[reach - 1 - d] = Simd::Set(0.0f);
+    window[d] = Simd::Set(0.0f);
   });
-  Unroll<reach>([&](int d) BINARYVIT_INLINE {
-    const auto x = static_cast<size_t>(d);
-    window[reach + d] = x < row.width ? Simd::Load(row.center + x * step + channel) : Simd::Set(0.0f);
-  });
-  for (size_t x = 0, i = channel; x < row.width; ++x, i += step) {
-    window[2 * reach] = x + reach < row.width ? Simd::Load(row.center + i + reach * step) : Simd::Set(0.0f);
-    Float sum = Simd::Multiply(window[reach], center);
-    Unroll<reach>([&](int d) BINARYVIT_INLINE {
-      const Float pair = Simd::Add(Simd::Load(row.above[d] + i), Simd::Load(row.below[d] + i));
-      sum = Simd::Add(sum, Simd::Multiply(pair, vertical[d]));
-    });
-    Unroll<reach>([&](int d) BINARYVIT_INLINE {
-      const Float pair = Simd::Add(window[reach - 1 - d], window[reach + 1 + d]);
-      sum = Simd::Add(sum, Simd::Multiply(pair, horizontal[d]));
-    });
-    sum = Simd::Add(sum, Simd::Add(row_edge, Simd::Load(row.column_edges + i)));
-    if (row.residual) sum = Simd::Add(sum, window[reach]);
-    Simd::Store(output + i, sum);
-    Unroll<2 * reach>([&](int d) BINARYVIT_INLINE { window[d] = window[d + 1]; });
+  const auto load = [&](size_t x) BINARYVIT_INLINE {
+    return x < width ? Simd::Load(source + x * step) : Simd::Set(0.0f);
+  };
+  Unroll<reach>([&](int d) BINARYVIT_INLINE { window[reach + d] = load(static_cast<size_t>(d)); });
+  const auto run = [&](auto residual) BINARYVIT_INLINE {
+    const auto position = [&](int i, size_t at) BINARYVIT_INLINE {
+      Float sum = Simd::Multiply(window[reach + i], center);
+      Unroll<reach>([&](int d) BINARYVIT_INLINE {
+        const Float pair = Simd::Add(Simd::Load(above[d] + at), Simd::Load(below[d] + at));
+        sum = Simd::Add(sum, Simd::Multiply(pair, vertical[d]));
+      });
+      Unroll<reach>([&](int d) BINARYVIT_INLINE {
+        const Float pair = Simd::Add(window[reach + i - 1 - d], window[reach + i + 1 + d]);
+        sum = Simd::Add(sum, Simd::Multiply(pair, horizontal[d]));
+      });
+      sum = Simd::Add(sum, Simd::Add(row_edge, Simd::Load(column_edge + at)));
+      if constexpr (residual) sum = Simd::Add(sum, window[reach + i]);
+      Simd::Store(output + at, sum);
+    };
+    size_t x = 0, at = 0;
+    for (; x + block + reach <= width; x += block, at += block * step) {
+      Unroll<block>([&](int i) BINARYVIT_INLINE {
+        window[2 * reach + i] = Simd::Load(source + at + (reach + i) * step);
+      });
+      Unroll<block>([&](int i) BINARYVIT_INLINE { position(i, at + i * step); });
+      Unroll<2 * reach>([&](int d) BINARYVIT_INLINE { window[d] = window[d + block]; });
+    }
+    for (; x < width; ++x, at += step) {
+      window[2 * reach] = load(x + reach);
+      position(0, at);
+      Unroll<2 * reach>([&](int d) BINARYVIT_INLINE { window[d] = window[d + 1]; });
+    }
+  };
+  if (row.residual) {
+    run(std::true_type());
+  } else {
+    run(std::false_type());
   }
 }
 
@@ -429,6 +578,36 @@ void CrossAll(const CrossRow& row, float* output) {
   for (; channel < row.channels; ++channel) CrossChannel<Simd>(row, channel, output);
 }
 
+template <typename Simd>
+void PoolVector(const float* values, size_t row_stride, size_t stride, size_t size, const float* factors, float* means) {
+  const auto factor = Simd::Load(factors);
+  auto total = Simd::Set(0.0f);
+  for (size_t y = 0; y < size; ++y, values += row_stride) {
+    auto sum = Simd::Multiply(Simd::Load(values), factor);
+    for (size_t x = 1; x < size; ++x) sum = Simd::Add(sum, Simd::Multiply(Simd::Load(values + x * stride), factor));
+    total = y == 0 ? sum : Simd::Add(total, sum);
+  }
+  Simd::Store(means, Simd::Multiply(total, Simd::Set(1.0f / static_cast<float>(size * size))));
+}
+
+template <typename Simd>
+void PoolAll(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means) {
+  size_t c = 0;
+  for (; c + Simd::kLanes <= channels; c += Simd::kLanes) {
+    PoolVector<Simd>(values + c, row_stride, channels, size, factors + c, means + c);
+  }
+  for (; c < channels; ++c) {
+    float total = 0;
+    for (size_t y = 0; y < size; ++y) {
+      const float* from = values + y * row_stride + c;
+      float sum = *from * factors[c];
+      for (size_t x = 1; x < size; ++x) sum += from[x * channels] * factors[c];
+      total = y == 0 ? sum : total + sum;
+    }
+    means[c] = total * (1.0f / static_cast<float>(size * size));
+  }
+}
+
 template <typename Isa>
 constexpr KernelSet MakeKernelSet(const char* name) {
   using Tile = typename Isa::Tile;
@@ -439,14 +618,17 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           Tile::kHiddenUnits,
           MultiplyAll<Isa>,
           CountAll<Isa>,
-          Isa::PackSigns,
+          PackSigns<Isa>,
           ProjectAll<Isa>,
           ExpandAll<Isa>,
+          DeinterleaveAll<Isa>,
           ScaleAll<Simd>,
+          ScaleAndPack<Isa>,
           PackShifted<Isa>,
           PackAtMost<Isa>,
           ContextAll<Simd>,
-          CrossAll<Simd>};
+          CrossAll<Simd>,
+          PoolAll<Simd>};
 }
 
 }  // namespace binaryvit

@@ -70,10 +70,7 @@ struct Hidden {
   size_t channels;
   size_t expansion;
   size_t period;  // a multiple of the hidden tile
-  const float* multiplier;
-  const float* bias;
-  const float* slope;
-  const float* threshold;
+  const float* table;  // for each tile of hidden units its multipliers, biases, slopes and thresholds
 };
 
 // prelu((count - offset) * scale + bias + query + shortcut, slope)
@@ -118,8 +115,13 @@ struct KernelSet {
   // For each row the sign bits of hidden values + threshold, at HiddenPosition, and the means over each channel's units.
   void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
                  size_t bits_stride);
+  // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
+  void (*deinterleave)(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch);
   // output[i] = values[i] * factors[i]; `count` is a multiple of 32.
   void (*scale)(const float* values, const float* factors, size_t count, float* output);
+  // The same, and pack_signs of output[i] + thresholds[i].
+  void (*scale_and_pack)(const float* values, const float* factors, const float* thresholds, size_t words,
+                         float* output, uint32_t* bits);
   // pack_signs of values[i] + thresholds[i].
   void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
   // Sets a bit for each of the 32 * words counts that is `limit` or less.
@@ -128,6 +130,8 @@ struct KernelSet {
   void (*context)(const int32_t* counts, const Context&, const float* query, const float* shortcut, size_t channels,
                   float* output);
   void (*cross)(const CrossRow&, float* output);
+  // The means over `size` x `size` positions of values * factors; `row_stride` values from one row of the map to the next.
+  void (*pool)(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means);
 };
 
 // The best set that this processor runs, or the one that the environment variable BINARYVIT_KERNELS names: scalar, sse,
@@ -148,6 +152,19 @@ void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, s
               uint32_t* packed);
 static inline size_t PackedWords(size_t units, size_t words, size_t tile, size_t group) {
   return RoundUp(units, tile) * RoundUp(words, group);
+}
+
+// Whether `deinterleave` applies, by halving the channels, and how long its period is.
+static inline bool CanDeinterleave(size_t tile, size_t channels, size_t expansion) {
+  size_t length = channels;
+  for (; expansion % 2 == 0; expansion /= 2) {
+    if (length % (2 * tile) == 0) {
+      length /= 2;
+    } else if (length != tile) {
+      return false;
+    }
+  }
+  return expansion == 1 && length % tile == 0;
 }
 
 // Hidden units go tile of channels by tile of channels, and within one by e, then by channel.

@@ -1,5 +1,5 @@
 // What the two ARM64 kernel sets have in common: a lane is a unit, 32 bits of it at a time. They differ in how the bits
-// counted in each byte become a sum: Sum has the constant kWordsBeforeOverflow and the functions First, Add and Total.
+// counted in each byte become a sum: Sum has the functions First, Add and Total, for at most kMaxWords words.
 #ifndef BINARYVIT_KERNELS_ARM_H_
 #define BINARYVIT_KERNELS_ARM_H_
 
@@ -15,6 +15,7 @@ constexpr size_t kLanes = 4;
 struct Simd {
   using Float = float32x4_t;
   using Int = int32x4_t;
+  using Mask = uint32x4_t;
   static constexpr size_t kLanes = binaryvit::kLanes;
 
   static Float Load(const float* from) { return vld1q_f32(from); }
@@ -30,6 +31,13 @@ struct Simd {
   static Int Min(Int a, Int b) { return vminq_s32(a, b); }
   static Int Max(Int a, Int b) { return vmaxq_s32(a, b); }
   static Float ToFloat(Int x) { return vcvtq_f32_s32(x); }
+  static Mask IsNegative(Float x) { return vcltzq_f32(x); }
+  static Mask IsNegative(Int x) { return vcltzq_s32(x); }
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = vuzp1q_f32(a, b), *odd = vuzp2q_f32(a, b); }
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) {
+    const float32x4x4_t loaded = vld4q_f32(from);
+    for (int i = 0; i < 4; ++i) quarters[i] = loaded.val[i];
+  }
   static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
   static Int PushSign(Int bits, Float x) { return vsriq_n_s32(vreinterpretq_s32_f32(x), bits, 1); }
 };
@@ -39,102 +47,114 @@ struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
 
-  template <int rows, int vectors>
+  template <int rows, int vectors, int constant_words = 0>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, int32x4_t (&counts)[rows][vectors]) {
-    const uint32_t* activation[rows];
-    Unroll<rows>([&](int r) BINARYVIT_INLINE { activation[r] = activations + r * stride; });
-    if (words <= Sum::kWordsBeforeOverflow) {
-      typename Sum::Part parts[rows][vectors];
-      CountWords<rows, vectors>(activation, weights, words, parts);
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vreinterpretq_s32_u32(Sum::Total(parts[r][v])); });
-      });
+    if (constant_words == 0 && __builtin_expect(words > Sum::kMaxWords, false)) {
+      CountLong<rows, vectors>(activations, stride, weights, words, &counts[0][0]);
       return;
     }
-    Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = vdupq_n_s32(0); });
-    });
-    while (words > 0) {
-      const size_t step = words < Sum::kWordsBeforeOverflow ? words : Sum::kWordsBeforeOverflow;
-      typename Sum::Part parts[rows][vectors];
-      CountWords<rows, vectors>(activation, weights, step, parts);
-      weights += step * vectors * kLanes;
-      words -= step;
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-          counts[r][v] = vaddq_s32(counts[r][v], vreinterpretq_s32_u32(Sum::Total(parts[r][v])));
-        });
+    typename Sum::Part parts[rows][vectors];
+    constexpr size_t units = vectors * kLanes;
+    if constexpr (constant_words > 0) {
+      static_assert(constant_words % 2 == 0, "words are added in pairs");
+      Unroll<constant_words / 2>([&](int pair) BINARYVIT_INLINE {
+        if (pair == 0) AddWords<rows, vectors, 2, true>(activations, stride, weights, parts);
+        if (pair > 0) {
+          AddWords<rows, vectors, 2, false>(activations + 2 * pair, stride, weights + 2 * pair * units, parts);
+        }
       });
+    } else if (words == 1) {
+      AddWords<rows, vectors, 1, true>(activations, stride, weights, parts);
+    } else {
+      AddWords<rows, vectors, 2, true>(activations, stride, weights, parts);
+      for (size_t left = words / 2 - 1; left > 0; --left) {
+        activations += 2, weights += 2 * units;
+        AddWords<rows, vectors, 2, false>(activations, stride, weights, parts);
+      }
+      if (words % 2 != 0) {
+        AddWords<rows, vectors, 1, false>(activations + 2, stride, weights + 2 * units, parts);
+      }
     }
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = Sum::Total(parts[r][v]); });
+    });
   }
 
  private:
-  // Counts `words` words, one or more, and moves `activation` behind them.
+  // Rows whose parts would overflow.
   template <int rows, int vectors>
-  static inline BINARYVIT_INLINE void CountWords(const uint32_t* (&activation)[rows], const uint32_t* weights,
-                                                 size_t words, typename Sum::Part (&parts)[rows][vectors]) {
-    constexpr size_t units = vectors * kLanes;
-    const uint32_t* end = weights + words * units;
-    ForWord<rows, vectors>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
-      parts[r][v] = Sum::First(count);
-    });
-    while ((weights += units) != end) {
-      ForWord<rows, vectors>(activation, weights, [&](int r, int v, uint8x16_t count) BINARYVIT_INLINE {
-        parts[r][v] = Sum::Add(parts[r][v], count);
-      });
+  static __attribute__((noinline)) void CountLong(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                                  size_t words, int32x4_t* counts) {
+    for (int i = 0; i < rows * vectors; ++i) counts[i] = vdupq_n_s32(0);
+    while (words > 0) {
+      const size_t step = words < Sum::kMaxWords ? words : Sum::kMaxWords;
+      int32x4_t more[rows][vectors];
+      Count<rows, vectors>(activations, stride, weights, step, more);
+      for (int i = 0; i < rows * vectors; ++i) counts[i] = vaddq_s32(counts[i], more[i / vectors][i % vectors]);
+      activations += step, weights += step * vectors * kLanes, words -= step;
     }
   }
 
-  template <int rows, int vectors, typename Body>
-  static inline BINARYVIT_INLINE void ForWord(const uint32_t* (&activation)[rows], const uint32_t* weights,
-                                              const Body& body) {
-    uint32x4_t weight[vectors];
-    Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[v] = vld1q_u32(weights + v * kLanes); });
+  template <int rows, int vectors, int words, bool first>
+  static inline BINARYVIT_INLINE void AddWords(const uint32_t* activations, size_t stride, const uint32_t* weights,
+                                               typename Sum::Part (&parts)[rows][vectors]) {
+    uint32x4_t weight[words][vectors];
+    Unroll<words>([&](int w) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[w][v] = vld1q_u32(weights + (w * vectors + v) * kLanes); });
+    });
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      const uint32x4_t bits = vld1q_dup_u32(activation[r]++);
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        body(r, v, vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[v]))));
+      uint32x4_t bits[words];
+      if constexpr (words == 2) {
+        const uint32x4x2_t both = vld2q_dup_u32(activations + r * stride);
+        bits[0] = both.val[0], bits[1] = both.val[1];
+      } else {
+        bits[0] = vld1q_dup_u32(activations + r * stride);
+      }
+      Unroll<words>([&](int w) BINARYVIT_INLINE {
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+          const uint8x16_t count = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits[w], weight[w][v])));
+          parts[r][v] = first && w == 0 ? Sum::First(count) : Sum::Add(parts[r][v], count);
+        });
       });
     });
   }
 };
 
-// A bit of each of 16 bytes that tell whether values are below zero.
-uint8x16_t SignBits(const float* values) {
+// A bit of each of 16 bytes, from masks of 16 values.
+template <typename MaskOf>
+inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(const MaskOf& mask, size_t i) {
   const uint8x16_t one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  uint16x8_t below[2];
-  for (int half = 0; half < 2; ++half) {
-    const uint32x4_t low = vcltzq_f32(vld1q_f32(values + 8 * half));
-    const uint32x4_t high = vcltzq_f32(vld1q_f32(values + 8 * half + 4));
-    below[half] = vuzp1q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
-  }
-  return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(below[0]), vreinterpretq_u8_u16(below[1])), one_bit);
-}
-
-// Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
-  for (; words >= 4; words -= 4, bits += 4) {
-    uint8x16_t sums[4];
-    for (int word = 0; word < 4; ++word, values += kBitsPerWord) {
-      sums[word] = vpaddq_u8(SignBits(values), SignBits(values + 16));
-    }
-    const uint8x16_t all = vpaddq_u8(vpaddq_u8(sums[0], sums[1]), vpaddq_u8(sums[2], sums[3]));
-    vst1q_u32(bits, vreinterpretq_u32_u8(all));
-  }
-  for (; words > 0; --words, ++bits, values += kBitsPerWord) {
-    uint8x16_t sum = vpaddq_u8(SignBits(values), SignBits(values + 16));
-    sum = vpaddq_u8(sum, sum);
-    sum = vpaddq_u8(sum, sum);
-    *bits = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);
-  }
+  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(mask(i)), vreinterpretq_u16_u32(mask(i + 4)));
+  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(mask(i + 8)), vreinterpretq_u16_u32(mask(i + 12)));
+  return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)), one_bit);
 }
 
 template <typename Sum>
 struct ArmIsa {
   using Simd = binaryvit::Simd;
   using Tile = ArmTile<Sum>;
-  static constexpr auto PackSigns = binaryvit::PackSigns;
+
+  // Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
+  template <typename MaskOf>
+  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
+    size_t word = 0, i = 0;
+    for (; word + 4 <= words; word += 4) {
+      uint8x16_t sums[4];
+      Unroll<4>([&](int n) BINARYVIT_INLINE {
+        sums[n] = vpaddq_u8(BitsOfMasks(mask, i + n * kBitsPerWord), BitsOfMasks(mask, i + n * kBitsPerWord + 16));
+      });
+      i += 4 * kBitsPerWord;
+      const uint8x16_t all = vpaddq_u8(vpaddq_u8(sums[0], sums[1]), vpaddq_u8(sums[2], sums[3]));
+      vst1q_u32(bits + word, vreinterpretq_u32_u8(all));
+    }
+    for (; word < words; ++word, i += kBitsPerWord) {
+      uint8x16_t sum = vpaddq_u8(BitsOfMasks(mask, i), BitsOfMasks(mask, i + 16));
+      sum = vpaddq_u8(sum, sum);
+      sum = vpaddq_u8(sum, sum);
+      bits[word] = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);
+    }
+  }
 };
 
 }  // namespace

@@ -13,6 +13,7 @@ constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
 struct Simd {
   using Float = __m256;
   using Int = __m256i;
+  using Mask = __m256;  // its top bits
   static constexpr size_t kLanes = binaryvit::kLanes;
 
   static Float Load(const float* from) { return _mm256_loadu_ps(from); }
@@ -28,6 +29,16 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm256_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }
+  static Mask IsNegative(Float x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ); }
+  static Mask IsNegative(Int x) { return _mm256_castsi256_ps(x); }
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
+    const auto in_order = [](__m256 x) {  // the shuffles work on half vectors
+      return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), _MM_SHUFFLE(3, 1, 2, 0)));
+    };
+    *even = in_order(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)));
+    *odd = in_order(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
   static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
   static Int PushSign(Int bits, Float x) {
     const __m256i sign = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(INT32_MIN));
@@ -52,10 +63,11 @@ struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
 
-  template <int rows, int vectors>
+  template <int rows, int vectors, int constant_words = 0>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m256i (&counts)[rows][vectors]) {
     constexpr size_t units = vectors * kLanes;
+    if (constant_words > 0) words = constant_words;
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm256_setzero_si256(); });
     });
@@ -84,22 +96,20 @@ struct Tile {
   }
 };
 
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
-  const __m256 zero = _mm256_setzero_ps();
-  for (size_t word = 0; word < words; ++word) {
-    uint32_t packed = 0;
-    for (size_t bit = 0; bit < kBitsPerWord; bit += kLanes, values += kLanes) {
-      const __m256 negative = _mm256_cmp_ps(_mm256_loadu_ps(values), zero, _CMP_LT_OQ);
-      packed |= static_cast<uint32_t>(_mm256_movemask_ps(negative)) << bit;
-    }
-    bits[word] = packed;
-  }
-}
-
 struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  static constexpr auto PackSigns = binaryvit::PackSigns;
+
+  template <typename MaskOf>
+  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
+    for (size_t word = 0; word < words; ++word) {
+      uint32_t packed = 0;
+      for (size_t bit = 0; bit < kBitsPerWord; bit += kLanes) {
+        packed |= static_cast<uint32_t>(_mm256_movemask_ps(mask(word * kBitsPerWord + bit))) << bit;
+      }
+      bits[word] = packed;
+    }
+  }
 };
 
 }  // namespace

@@ -9,6 +9,7 @@ namespace {
 struct Simd {
   using Float = __m512;
   using Int = __m512i;
+  using Mask = __mmask16;
   static constexpr size_t kLanes = 16;
 
   static Float Load(const float* from) { return _mm512_loadu_ps(from); }
@@ -24,6 +25,14 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }
+  static Mask IsNegative(Float x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  static Mask IsNegative(Int x) { return _mm512_movepi32_mask(x); }
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
+    const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    *even = _mm512_permutex2var_ps(a, index, b);
+    *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(index, _mm512_set1_epi32(1)), b);
+  }
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
   static Float Prelu(Float x, Float slope) {
     return _mm512_mask_mul_ps(x, _mm512_movepi32_mask(_mm512_castps_si512(x)), x, slope);
   }
@@ -38,12 +47,13 @@ struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 16;
   static constexpr int kRows = 8, kBlocks = 2, kHiddenRows = 8;
 
-  template <int rows, int vectors>
+  template <int rows, int vectors, int constant_words = 0>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m512i (&counts)[rows][vectors]) {
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm512_setzero_si512(); });
     });
+    if (constant_words > 0) words = constant_words;
     for (size_t word = 0; word < words; ++word) {
       __m512i weight[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
@@ -60,19 +70,17 @@ struct Tile {
   }
 };
 
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
-  const __m512 zero = _mm512_setzero_ps();
-  for (size_t word = 0; word < words; ++word, values += kBitsPerWord) {
-    const __mmask16 low = _mm512_cmp_ps_mask(_mm512_loadu_ps(values), zero, _CMP_LT_OQ);
-    const __mmask16 high = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + 16), zero, _CMP_LT_OQ);
-    bits[word] = static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
-  }
-}
-
 struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  static constexpr auto PackSigns = binaryvit::PackSigns;
+
+  template <typename MaskOf>
+  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
+    for (size_t word = 0; word < words; ++word) {
+      const __mmask16 low = mask(word * kBitsPerWord), high = mask(word * kBitsPerWord + Simd::kLanes);
+      bits[word] = static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << Simd::kLanes;
+    }
+  }
 };
 
 }  // namespace

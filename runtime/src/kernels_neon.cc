@@ -1,16 +1,16 @@
-// ARM64 without extensions: bits are summed byte by byte, and bytes across a lane before one might overflow.
+// ARM64 without extensions: the bits of two bytes at a time are added to sums of 16 bits.
 #include "kernels_arm.h"
 
 namespace binaryvit {
 namespace {
 
 struct SumOfBytes {
-  using Part = uint8x16_t;
-  static constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
+  using Part = uint16x8_t;
+  static constexpr size_t kMaxWords = 4094;  // two bytes' bits are at most 16
 
-  static Part First(uint8x16_t counts) { return counts; }
-  static Part Add(Part part, uint8x16_t counts) { return vaddq_u8(part, counts); }
-  static uint32x4_t Total(Part part) { return vpaddlq_u16(vpaddlq_u8(part)); }
+  static Part First(uint8x16_t counts) { return vpaddlq_u8(counts); }
+  static Part Add(Part part, uint8x16_t counts) { return vpadalq_u8(part, counts); }
+  static int32x4_t Total(Part part) { return vreinterpretq_s32_u32(vpaddlq_u16(part)); }
 };
 
 }  // namespace

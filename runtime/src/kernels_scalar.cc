@@ -38,19 +38,10 @@ void MultiplyByLoops(const Rows& rows, const Weights& weights, const Affine& aff
   }
 }
 
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
-  for (size_t word = 0; word < words; ++word) {
-    uint32_t packed = 0;
-    for (size_t bit = 0; bit < kBitsPerWord; ++bit) {
-      packed |= static_cast<uint32_t>(values[word * kBitsPerWord + bit] < 0) << bit;
-    }
-    bits[word] = packed;
-  }
-}
-
 struct Simd {
   using Float = float;
   using Int = int32_t;
+  using Mask = bool;
   static constexpr size_t kLanes = 1;
 
   static Float Load(const float* from) { return *from; }
@@ -66,6 +57,12 @@ struct Simd {
   static Int Min(Int a, Int b) { return a < b ? a : b; }
   static Int Max(Int a, Int b) { return a > b ? a : b; }
   static Float ToFloat(Int x) { return static_cast<float>(x); }
+  static Mask IsNegative(Float x) { return x < 0; }
+  static Mask IsNegative(Int x) { return x < 0; }
+  // Values 0, 2, 4, ... of a and b together, and values 1, 3, 5, ...
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
+  // Values 0, 4, 8, ... of the next 4 * kLanes, then 1, 5, 9, ... and so on.
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
   // `slope` times x where the sign bit of x is set.
   static Float Prelu(Float x, Float slope) { return std::signbit(x) ? x * slope : x; }
   // Moves the bits down by one and puts the sign bit of x on top.
@@ -78,7 +75,7 @@ struct Tile {
   static constexpr size_t kUnits = 1, kWordGroup = 1, kHiddenUnits = 1;
   static constexpr int kRows = 1, kBlocks = 1, kHiddenRows = 1;
 
-  template <int rows, int vectors>
+  template <int rows, int vectors, int constant_words = 0>
   static void Count(const uint32_t* activations, size_t, const uint32_t* weights, size_t words,
                     int32_t (&counts)[rows][vectors]) {
     counts[0][0] = binaryvit::Count(activations, weights, words);
@@ -88,7 +85,16 @@ struct Tile {
 struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  static constexpr auto PackSigns = binaryvit::PackSigns;
+
+  template <typename MaskOf>
+  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
+    for (size_t word = 0; word < words; ++word) {
+      bits[word] = 0;
+      for (size_t bit = 0; bit < kBitsPerWord; ++bit) {
+        bits[word] |= static_cast<uint32_t>(mask(word * kBitsPerWord + bit)) << bit;
+      }
+    }
+  }
 };
 
 constexpr KernelSet MakeScalarKernels() {

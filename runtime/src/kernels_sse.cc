@@ -12,6 +12,7 @@ namespace {
 struct Simd {
   using Float = __m128;
   using Int = __m128i;
+  using Mask = __m128;  // its top bits
   static constexpr size_t kLanes = 4;
 
   static Float Load(const float* from) { return _mm_loadu_ps(from); }
@@ -27,6 +28,13 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm_cvtepi32_ps(x); }
+  static Mask IsNegative(Float x) { return _mm_cmplt_ps(x, _mm_setzero_ps()); }
+  static Mask IsNegative(Int x) { return _mm_castsi128_ps(x); }
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
+    *even = _mm_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0));
+    *odd = _mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));
+  }
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
   static Float Prelu(Float x, Float slope) { return _mm_blendv_ps(x, _mm_mul_ps(x, slope), x); }
   static Int PushSign(Int bits, Float x) {
     const __m128i sign = _mm_and_si128(_mm_castps_si128(x), _mm_set1_epi32(INT32_MIN));
@@ -38,9 +46,10 @@ struct Tile {
   static constexpr size_t kUnits = 4, kWordGroup = 2, kHiddenUnits = 4;
   static constexpr int kRows = 2, kBlocks = 1, kHiddenRows = 2;
 
-  template <int rows, int vectors>
+  template <int rows, int vectors, int constant_words = 0>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m128i (&sums)[rows][vectors]) {
+    if (constant_words > 0) words = constant_words;
     uint64_t counts[rows][kUnits];
     Unroll<rows>([&](int r) BINARYVIT_INLINE { Unroll<kUnits>([&](int u) BINARYVIT_INLINE { counts[r][u] = 0; }); });
     size_t word = 0;
@@ -70,21 +79,20 @@ struct Tile {
   }
 };
 
-void PackSigns(const float* values, size_t words, uint32_t* bits) {
-  const __m128 zero = _mm_setzero_ps();
-  for (size_t word = 0; word < words; ++word) {
-    uint32_t packed = 0;
-    for (size_t bit = 0; bit < kBitsPerWord; bit += 4, values += 4) {
-      packed |= static_cast<uint32_t>(_mm_movemask_ps(_mm_cmplt_ps(_mm_loadu_ps(values), zero))) << bit;
-    }
-    bits[word] = packed;
-  }
-}
-
 struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
-  static constexpr auto PackSigns = binaryvit::PackSigns;
+
+  template <typename MaskOf>
+  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
+    for (size_t word = 0; word < words; ++word) {
+      uint32_t packed = 0;
+      for (size_t bit = 0; bit < kBitsPerWord; bit += Simd::kLanes) {
+        packed |= static_cast<uint32_t>(_mm_movemask_ps(mask(word * kBitsPerWord + bit))) << bit;
+      }
+      bits[word] = packed;
+    }
+  }
 };
 
 }  // namespace

@@ -31,7 +31,6 @@ struct Attention {
   bool Pack(const NodeView& node);
   bool Reserve(const NodeView& node);
   void ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread);
-  void PoolRow(const float* x, size_t position, float* mean, float* row_sum) const;
   void PackHead(const KernelSet& kernels, size_t head);
   void ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count, int thread);
   void Attend(const KernelSet& kernels, const uint32_t* query_bits, size_t count, int32_t* sums, int thread);
@@ -236,24 +235,6 @@ void Attention::PackSignsByHead(const KernelSet& kernels, const float* row, cons
   kernels.pack_shifted(row, thresholds.data(), SignWords(), bits);
 }
 
-// Means of a square: each row of it from left to right, then the rows.
-void Attention::PoolRow(const float* x, size_t position, float* mean, float* row_sum) const {
-  const size_t reduced_width = width / reduction;
-  const size_t top = position / reduced_width * reduction, left = position % reduced_width * reduction;
-  const float share = 1.0f / static_cast<float>(reduction * reduction);
-  for (size_t y = 0; y < reduction; ++y) {
-    const float* from = x + ((top + y) * width + left) * channels;
-    float* sum = y == 0 ? mean : row_sum;
-    for (size_t c = 0; c < channels; ++c) sum[c] = from[c] * scale[c];
-    for (size_t i = 1; i < reduction; ++i) {
-      from += channels;
-      for (size_t c = 0; c < channels; ++c) sum[c] += from[c] * scale[c];
-    }
-    for (size_t c = 0; y > 0 && c < channels; ++c) mean[c] += row_sum[c];
-  }
-  for (size_t c = 0; c < channels; ++c) mean[c] *= share;
-}
-
 void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread) {
   Scratch& own = scratch[thread];
   const size_t map = kRowsPerTask * Width();
@@ -264,7 +245,9 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   for (size_t row = 0; row < count; ++row) {
     float* to = source + row * Width();
     if (reduction > 1) {
-      PoolRow(x, first + row, to, reduced);
+      const size_t reduced_width = width / reduction, position = first + row;
+      const size_t top = position / reduced_width * reduction, left = position % reduced_width * reduction;
+      kernels.pool(x + (top * width + left) * channels, width * channels, reduction, scale.data(), channels, to);
     } else {
       std::memcpy(to, x + (first + row) * channels, channels * sizeof(float));
       kernels.scale(to, scale.data(), Width(), to);

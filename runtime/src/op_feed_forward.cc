@@ -33,14 +33,16 @@ struct FeedForward {
   bool packed = false;
   Buffer<float> scale, threshold;
   Buffer<uint32_t> expand_kernel;
-  Buffer<float> hidden_multiplier, hidden_bias, hidden_slope, hidden_threshold;
+  Buffer<float> hidden_table;
   Hidden hidden = {};
+  bool deinterleaves = false;
   Buffer<uint32_t> shortcut_channel;  // of each e and channel of a period
   PackedProjection reduce;
 
   // For each thread kRowsPerTask rows of
   Buffer<float> padded;  // values that the tensors have no room for: x, the residual, the output
   Buffer<float> scaled, shortcuts, means;
+  Buffer<float> interleaved;  // one row of shortcuts for each thread
   Buffer<uint32_t> bits, hidden_bits;
 };
 
@@ -82,35 +84,30 @@ bool FeedForward::PackExpansion(const NodeView& node) {
   const size_t units = hidden.channels * expansion;
   if (!CopyBits(static_cast<const uint32_t*>(node.Input(1)->data), hidden_units, channels, &source) ||
       !ordered.Resize(units * words) || !expand_kernel.Resize(PackedWords(units, words, tile, kernels.word_group)) ||
-      !hidden_multiplier.Resize(units) || !hidden_bias.Resize(units) || !hidden_slope.Resize(units) ||
-      !hidden_threshold.Resize(units)) {
+      !hidden_table.Resize(4 * units)) {
     return false;
   }
   const auto* table = static_cast<const float*>(node.Input(2)->data);
   for (size_t channel = 0; channel < hidden.channels; ++channel) {
     for (size_t e = 0; e < expansion; ++e) {
       const size_t index = HiddenIndex(tile, expansion, channel, e), unit = channel * expansion + e;
+      float* constants = hidden_table.data() + index / tile * 4 * tile + index % tile;
       if (channel >= channels) {  // no such unit: a threshold that sets no bit
-        hidden_threshold[index] = std::numeric_limits<float>::infinity();
+        constants[3 * tile] = std::numeric_limits<float>::infinity();
         continue;
       }
       std::memcpy(ordered.data() + index * words, source.data() + unit * words, words * sizeof(uint32_t));
-      hidden_multiplier[index] = table[unit];
-      hidden_bias[index] = table[hidden_units + unit];
-      hidden_slope[index] = table[2 * hidden_units + unit];
-      hidden_threshold[index] = table[3 * hidden_units + unit] + 0.0f;
+      for (size_t row = 0; row < 4; ++row) constants[row * tile] = table[row * hidden_units + unit] + 0.0f;
     }
   }
   PackRows(ordered.data(), words, units, words, tile, kernels.word_group, expand_kernel.data());
   hidden.weights = expand_kernel.data();
-  hidden.multiplier = hidden_multiplier.data();
-  hidden.bias = hidden_bias.data();
-  hidden.slope = hidden_slope.data();
-  hidden.threshold = hidden_threshold.data();
+  hidden.table = hidden_table.data();
 
   // Hidden unit channel * expansion + e has the shortcut of that number modulo the channels, which is periodic in channel.
   const size_t period = std::lcm(channels / std::gcd(channels, expansion), tile);
   hidden.period = period < hidden.channels ? period : hidden.channels;
+  deinterleaves = CanDeinterleave(tile, channels, expansion);
   if (!shortcut_channel.Resize(expansion * hidden.period)) return false;
   for (size_t e = 0; e < expansion; ++e) {
     for (size_t i = 0; i < hidden.period; ++i) {
@@ -146,7 +143,7 @@ bool FeedForward::Pack(const NodeView& node) {
   const size_t width = PaddedWidth(channels);
   return packed && padded.Resize(3 * rows * width) && scaled.Resize(rows * width) && means.Resize(rows * width) &&
          shortcuts.Resize(rows * shortcut_channel.size()) && bits.Resize(rows * hidden.words) &&
-         hidden_bits.Resize(rows * reduce.words);
+         hidden_bits.Resize(rows * reduce.words) && interleaved.Resize(rows / kRowsPerTask * shortcut_channel.size());
 }
 
 bool FeedForward::Prepare(const NodeView& node, const Options& options) {
@@ -187,10 +184,14 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
   uint32_t* hidden_bit = hidden_bits.data() + first * reduce.words;
   for (size_t row = 0; row < count; ++row) {
     float* values = s + row * width;
-    kernels.scale(x + row * width, scale.data(), width, values);
-    kernels.pack_shifted(values, threshold.data(), hidden.words, bit + row * hidden.words);
+    kernels.scale_and_pack(x + row * width, scale.data(), threshold.data(), hidden.words, values,
+                           bit + row * hidden.words);
     float* to = shortcut + row * shortcut_channel.size();
-    for (size_t i = 0; i < shortcut_channel.size(); ++i) to[i] = values[shortcut_channel[i]];
+    if (deinterleaves) {
+      kernels.deinterleave(values, channels, Expansion(), to, interleaved.data() + first / kRowsPerTask * shortcut_channel.size());
+    } else {
+      for (size_t i = 0; i < shortcut_channel.size(); ++i) to[i] = values[shortcut_channel[i]];
+    }
   }
   kernels.expand({bit, hidden.words, count}, hidden, shortcut, mean, width, hidden_bit, reduce.words);
   reduce.Run(kernels, {hidden_bit, reduce.words, count}, {mean, width}, {residual, width}, own_output, width);

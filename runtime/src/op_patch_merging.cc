@@ -94,9 +94,8 @@ void PatchMerging::RunTask(const KernelSet& kernels, const float* x, float* outp
       values = own;
     }
     const size_t below = position / (2 * width), column = position % (2 * width);
-    kernels.scale(values, scale.data(), stride, s + position * stride);
-    kernels.pack_shifted(s + position * stride, threshold.data(), words,
-                         bit + column / 2 * projection.words + (2 * below + column % 2) * words);
+    kernels.scale_and_pack(values, scale.data(), threshold.data(), words, s + position * stride,
+                           bit + column / 2 * projection.words + (2 * below + column % 2) * words);
   }
   for (size_t column = 0; column < width; ++column) {
     const float* above = s + 2 * column * stride;

@@ -204,7 +204,7 @@ def test_unknown_delegate_options_are_refused():
     from binaryvit_runtime import library_path
 
     for wrong, message in [
-        ({"threads": 1}, "unknown option 'threads'; there is num_threads"),
+        ({"threads": 1}, "unknown option 'threads'; there are num_threads and profile"),
         ({"num_threads": "2x"}, "num_threads must be 1 to 64, but is '2x'"),
     ]:
         with pytest.raises(ValueError, match=message):
