@@ -5,8 +5,8 @@ It is JSON in a buffer of its own, which the schema's list of metadata names `bi
     {"version": 1, "mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26], "resize": 32, "interpolation": "bilinear",
      "outputs": "logits", "labels": ["airplane", "automobile"]}
 
-An image is resized so that its short side has `resize` pixels, cropped in the centre to the model's input, and normalised
-as (image / 255 - mean) / std. What isn't known is left out.
+An image is resized so that its short side has `resize` pixels, cropped in the centre to the model's input, and
+normalised: (image / 255 - mean) / std. What isn't known is left out.
 """
 
 import json
