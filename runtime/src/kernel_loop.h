@@ -161,7 +161,7 @@ struct ProjectionOutput {
 // where `constant_words` isn't 0, it is the number of words. PackMasks(words, bits, mask) sets the bits of words from
 // mask(i), the Simd's Mask of the values from i on.
 template <typename Isa, int rows, int blocks, typename Output>
-void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
+inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
                size_t row, size_t unit) {
   using Simd = typename Isa::Simd;
   constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
@@ -179,31 +179,32 @@ void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weigh
 // Where a block has more units than there are, and rows have no room for them, the tile writes beside, and the rest is
 // copied.
 template <typename Isa, int rows, int blocks, typename Output>
-void RunTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
-             size_t row, size_t unit, size_t units) {
-  if constexpr (!decltype(Output::target)::kIsPadded) {
-    constexpr size_t width = blocks * Isa::Tile::kUnits;
-    if (unit + width > units) {
-      using Value = typename decltype(Output::target)::Value;
-      alignas(kAlignment) Value edge[rows * width];
-      Output beside = output;
-      beside.target = {edge, width, unit};
-      StoreTile<Isa, rows, blocks>(activations, stride, weights, words, beside, 0, unit);
-      for (int r = 0; r < rows; ++r) {
-        std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
-      }
-      return;
-    }
+__attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                                       const Output& output, size_t row, size_t unit, size_t units) {
+  constexpr size_t width = blocks * Isa::Tile::kUnits;
+  using Value = typename decltype(Output::target)::Value;
+  alignas(kAlignment) Value edge[rows * width];
+  Output beside = output;
+  beside.target = {edge, width, unit};
+  StoreTile<Isa, rows, blocks>(activations, stride, weights, words, beside, 0, unit);
+  for (int r = 0; r < rows; ++r) {
+    std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
   }
-  StoreTile<Isa, rows, blocks>(activations, stride, weights, words, output, row, unit);
 }
 
 // Weights of a block stay in the first cache while all rows pass.
 template <typename Isa, int blocks, typename Output>
 void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& output, size_t unit,
                     size_t units) {
-  ForRowTiles<Isa::Tile::kRows>(rows.count, [&](size_t row, auto height) {
-    RunTile<Isa, height, blocks>(rows.data + row * rows.stride, rows.stride, weights, words, output, row, unit, units);
+  constexpr bool padded = decltype(Output::target)::kIsPadded;
+  const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
+  ForRowTiles<Isa::Tile::kRows>(rows.count, [&](size_t row, auto height) BINARYVIT_INLINE {
+    const uint32_t* activations = rows.data + row * rows.stride;
+    if (fits) {
+      StoreTile<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit);
+    } else if constexpr (!padded) {
+      RunEdge<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit, units);
+    }
   });
 }
 
@@ -268,15 +269,22 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
   const auto unit = [&]() BINARYVIT_INLINE {
     typename Simd::Int counts[rows][vectors];
     Tile::template Count<rows, vectors, constant_words>(activations, stride, weights, hidden.words, counts);
-    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-      const float* constants = table + v * Simd::kLanes;
-      const Float multiplier = Simd::Load(constants), bias = Simd::Load(constants + Tile::kHiddenUnits);
-      const Float slope = Simd::Load(constants + 2 * Tile::kHiddenUnits);
-      const Float threshold = Simd::Load(constants + 3 * Tile::kHiddenUnits);
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), multiplier), bias);
-        x = Simd::Prelu(Simd::Add(x, Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes)), slope);
-        pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, threshold));
+    // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
+    Float constants[4][vectors];
+    Unroll<4>([&](int i) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        constants[i][v] = Simd::Load(table + i * Tile::kHiddenUnits + v * Simd::kLanes);
+      });
+    });
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Float shortcut[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        shortcut[v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
+      });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
+        x = Simd::Prelu(Simd::Add(x, shortcut[v]), constants[2][v]);
+        pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, constants[3][v]));
         sums[r][v] = Simd::Add(sums[r][v], x);
       });
     });

@@ -8,6 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from binaryvit_runtime.files import read_model
+from binaryvit_runtime.profile import OperatorTime, kernels_of, read_profile
+
+
+def include_path() -> Path:
+    """Returns the folder of `binaryvit_runtime.h`, for programs in C and C++."""
+    return Path(__file__).with_name("include")
+
 
 def library_path() -> Path:
     """Returns the path of the delegate's shared library, for programs in other languages than Python.
@@ -21,13 +29,14 @@ def library_path() -> Path:
     return path
 
 
-def load_delegate(num_threads: int | None = None):
+def load_delegate(num_threads: int | None = None, profile: bool = False):
     """Returns a delegate for `experimental_delegates` of a LiteRT interpreter; each interpreter needs its own.
 
     It runs in `ai_edge_litert.interpreter.Interpreter` and in `tf.lite.Interpreter`.
 
     Args:
         num_threads: Threads of the binary operators; by default as many as the interpreter has.
+        profile: Whether to measure how long each operator takes.
 
     Raises:
         ValueError: `num_threads` isn't between 1 and 64, or the environment variable `BINARYVIT_KERNELS` names kernels
@@ -37,6 +46,7 @@ def load_delegate(num_threads: int | None = None):
     from ai_edge_litert import interpreter as litert
 
     options = {} if num_threads is None else {"num_threads": _count(num_threads)}
+    options["profile"] = int(profile)
     return litert.load_delegate(os.fspath(library_path()), options)
 
 
@@ -55,6 +65,7 @@ class Interpreter:
     Args:
         model: Path of a `.tflite` file, or its bytes.
         num_threads: Threads that share an inference.
+        profile: Whether to measure how long each binary operator takes.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -63,20 +74,13 @@ class Interpreter:
             it.
     """
 
-    def __init__(self, model: str | os.PathLike | bytes, num_threads: int = 1):
+    def __init__(self, model: str | os.PathLike | bytes, num_threads: int = 1, profile: bool = False):
         from ai_edge_litert import interpreter as litert
 
         count = _count(num_threads)
-        if isinstance(model, (bytes, bytearray, memoryview)):
-            content = bytes(model)
-        elif os.path.isfile(model):
-            content = Path(model).read_bytes()
-        else:
-            raise FileNotFoundError(f"There is no model file {os.fspath(model)!r}.")
-        if content[4:8] != b"TFL3":
-            raise ValueError(f"This is no TFLite flatbuffer: {len(content)} bytes that begin {content[:8]!r}")
+        self._delegate = load_delegate(count, profile)
         self._interpreter = litert.Interpreter(
-            model_content=content, num_threads=count, experimental_delegates=[load_delegate(count)]
+            model_content=read_model(model), num_threads=count, experimental_delegates=[self._delegate]
         )
         self._interpreter.allocate_tensors()
         self._inputs = self._interpreter.get_input_details()
@@ -91,6 +95,23 @@ class Interpreter:
     def output_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each output."""
         return [tuple(int(size) for size in detail["shape"]) for detail in self._outputs]
+
+    @property
+    def input_dtypes(self) -> list[np.dtype]:
+        """Type of each input."""
+        return [np.dtype(detail["dtype"]) for detail in self._inputs]
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernels that the binary operators run, such as `"avx2"` or `"neon"`."""
+        return kernels_of(self._delegate)
+
+    def profile(self) -> list[OperatorTime]:
+        """Returns what each binary operator took in all inferences so far, in the graph's order.
+
+        It is empty unless the interpreter was made with `profile=True`.
+        """
+        return read_profile(self._delegate)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the model's output for each image, one after the other.
