@@ -1,4 +1,4 @@
-"""Converts a .keras model to a .tflite file for the Larq Compute Engine, and checks it.
+"""Converts a .keras model to a .tflite file for the Larq Compute Engine or binaryvit-runtime, and checks it.
 
 python converters/to_lce.py model.keras model.tflite --verify cifar10 --data-dir ~/tensorflow_datasets
 """
@@ -21,7 +21,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="the .keras file to read")
     parser.add_argument("output", help="the .tflite file to write")
-    parser.add_argument("--ops", choices=["lce"], default="lce", help="lce: what an unmodified LCE runs")
+    parser.add_argument(
+        "--ops",
+        choices=["lce", "fused"],
+        default="lce",
+        help="lce: what an unmodified LCE runs; fused: one operator a layer, for binaryvit-runtime",
+    )
+    parser.add_argument("--float16-tables", action="store_true", help="store large float constants as float16")
     parser.add_argument("--verify", metavar="DATASET", help="verify with this data set's test images, not with noise")
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
     parser.add_argument("--images", type=int, default=32, help="how many images to verify with")
@@ -73,9 +79,11 @@ def main() -> None:
     if arguments.labels:
         classes = Path(arguments.labels).read_text(encoding="utf-8").splitlines()
     steps.begin("Freezing and converting")
-    flatbuffer = kb.deploy.convert(model, ops=arguments.ops)
+    flatbuffer = kb.deploy.convert(model, arguments.ops, arguments.float16_tables)
     ops = kb.deploy.count_ops(flatbuffer)
-    steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {ops['LceBconv2d']} LceBconv2d")
+    binary = {name: count for name, count in ops.items() if name == "LceBconv2d" or name.startswith("BinaryVit")}
+    counts = ", ".join(f"{count} {name}" for name, count in binary.items()) or "none binary"
+    steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {counts}")
 
     if preprocessing is not None or classes is not None:
         flatbuffer = kb.deploy.add_metadata(flatbuffer, preprocessing, classes)

@@ -444,3 +444,6 @@ def _copies(x, count):
 def _sum(terms):
     """Returns the sum of the terms, from left to right."""
     return sum(terms[1:], start=terms[0])
+
+
+OPERATORS = {layer.operator for layer in (FeedForward, SelfAttention, PoolingBranches, PatchMerging)}

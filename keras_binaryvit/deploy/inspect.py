@@ -26,10 +26,11 @@ class Cost:
             operator has them as an input, and all outputs. A bit-packed tensor counts its packed bytes, and every
             operator counts, even one such as RESHAPE that an interpreter may do in place.
         constant_bytes: Bytes of their constant inputs.
-        binary_multiply_adds: Products of +-1 values.
+        binary_multiply_adds: Products of 1-bit values; those of queries with keys and of probabilities with values only
+            in a fused operator, elsewhere they are in floating point.
         float_multiply_adds: Products in convolutions, dense layers and matrix products of any other type; element-wise
             operators count none. Padding counts in both, as is usual.
-        kernel_values: Number of 1-bit values in the constant kernels of binary convolutions.
+        kernel_values: Number of 1-bit values in constant kernels.
         kernel_plus_ones: How many of these are +1.
     """
 
@@ -75,7 +76,7 @@ class Inspection:
         output_shapes: Of the outputs of the graph.
         operators: In the order of execution, one entry each.
         constant_bytes: Bytes of all constants by type, each buffer counted once, the largest first. Kernels of
-            binary convolutions are of type `"int32, bit-packed"`.
+            binary products are of type `"int32, bit-packed"`.
     """
 
     file_bytes: int
@@ -126,7 +127,7 @@ def inspect(flatbuffer: bytes) -> Inspection:
 
     Raises:
         ValueError: These bytes are no TFLite flatbuffer, or it is damaged; the message says where.
-        ImportError: It has binary convolutions, and the package `flatbuffers`, a part of TensorFlow, isn't installed.
+        ImportError: It has binary products, and the package `flatbuffers`, a part of TensorFlow, isn't installed.
     """
     model = tflite.read(flatbuffer)
     origins = _origins(model.operators)
@@ -168,8 +169,10 @@ def _cost(operator: tflite.Operator, plus_ones: Callable) -> Cost:
         values = kernel[0] * kernel[1] * kernel[2] * channels
         cost = dataclasses.replace(cost, binary_multiply_adds=output[0] * output[1] * output[2] * values)
         if operator.inputs[1] and operator.inputs[1].data:
-            ones = plus_ones(operator.inputs[1], channels)
+            ones = plus_ones(operator.inputs[1], kernel[3], channels)
             cost = dataclasses.replace(cost, kernel_values=values, kernel_plus_ones=ones)
+    if operator.name in _FUSED:
+        return _FUSED[operator.name](operator, cost, plus_ones)
     return cost
 
 
@@ -215,19 +218,69 @@ _FLOAT_PRODUCTS = {
 }
 
 
+def _feed_forward(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+    *positions, channels = _shape(operator, 0, 1)
+    hidden = _shape(operator, 1, 2)[0]
+    cost = dataclasses.replace(cost, binary_multiply_adds=2 * math.prod(positions) * channels * hidden)
+    cost = _with_kernel(cost, operator, 1, 1, channels, plus_ones)
+    return _with_kernel(cost, operator, 3, 1, hidden, plus_ones)
+
+
+def _attention(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+    batch, height, width, channels = _shape(operator, 0, 4)[:4]
+    kernels, reduction = _shape(operator, 1, 3)[0], _option(operator, "reduction")
+    if reduction < 1:
+        raise ValueError(f"The flatbuffer is damaged: an attention has the reduction {reduction}.")
+    queries, keys = height * width, height * width // reduction**2
+    # The query and the output have as many positions as the map, all other projections those of the keys.
+    projections = (2 * queries + (kernels - 2) * keys) * channels**2
+    products = 2 * queries * keys * channels
+    cost = dataclasses.replace(cost, binary_multiply_adds=batch * (projections + products))
+    return _with_kernel(cost, operator, 1, 1, channels, plus_ones)
+
+
+def _pooling(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+    # After scale, shift and bias each row of the table is a weight, of the centre or of two positions added up.
+    weights = _shape(operator, 1, 2)[0] - 3
+    return dataclasses.replace(cost, float_multiply_adds=math.prod(_shape(operator, None, 4)) * weights)
+
+
+def _patch_merging(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+    channels = _shape(operator, 0, 4)[3]
+    cost = dataclasses.replace(cost, binary_multiply_adds=math.prod(_shape(operator, None, 4)) * 4 * channels)
+    return _with_kernel(cost, operator, 1, 4, channels, plus_ones)
+
+
+_FUSED = {
+    "BinaryVitFeedForward": _feed_forward,
+    "BinaryVitAttention": _attention,
+    "BinaryVitPooling": _pooling,
+    "BinaryVitPatchMerging": _patch_merging,
+}
+
+
+def _with_kernel(
+    cost: Cost, operator: tflite.Operator, index: int, taps: int, channels: int, plus_ones: Callable
+) -> Cost:
+    """Returns the cost with the values of a kernel of `(..., units, taps * words)`."""
+    *units, words = _shape(operator, index, 2)
+    if channels < 1 or words != taps * -(-channels // 32):
+        raise ValueError(
+            f"The flatbuffer is damaged: a {operator.name} of {channels} channels has kernels of {words} words."
+        )
+    kernel = operator.inputs[index]
+    if kernel is None or not kernel.data:
+        return cost
+    return dataclasses.replace(
+        cost,
+        kernel_values=cost.kernel_values + math.prod(units) * taps * channels,
+        kernel_plus_ones=cost.kernel_plus_ones + plus_ones(kernel, words // taps, channels),
+    )
+
+
 def _channels_a_group(operator: tflite.Operator, words: int) -> int:
     """Returns the input channels that one output of an LceBconv2d sums; `words` of 32 bits hold those of a group."""
-    try:
-        flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
-    except ImportError as error:
-        raise ImportError(
-            "Binary convolutions can't be inspected without the package flatbuffers, a part of TensorFlow; "
-            "`pip install 'keras-binaryvit[tensorflow]'` installs it."
-        ) from error
-    try:
-        channels = flexbuffers.GetRoot(operator.options).AsMap["channels_in"].AsInt
-    except Exception as error:  # that package checks nothing: damaged bytes end in whatever they run into
-        raise ValueError("The flatbuffer is damaged: the options of an LceBconv2d can't be read.") from error
+    channels = _option(operator, "channels_in")
     all_words = -(-channels // 32)
     if words < 1 or all_words < 1 or all_words % words:
         raise ValueError(
@@ -236,12 +289,26 @@ def _channels_a_group(operator: tflite.Operator, words: int) -> int:
     return channels // (all_words // words)
 
 
-def _plus_ones(kernel: tflite.Tensor, channels: int) -> int:
+def _option(operator: tflite.Operator, name: str) -> int:
+    try:
+        flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
+    except ImportError as error:
+        raise ImportError(
+            "Binary products can't be inspected without the package flatbuffers, a part of TensorFlow; "
+            "`pip install 'keras-binaryvit[tensorflow]'` installs it."
+        ) from error
+    try:
+        return flexbuffers.GetRoot(operator.options).AsMap[name].AsInt
+    except Exception as error:  # that package checks nothing: damaged bytes end in whatever they run into
+        raise ValueError(f"The flatbuffer is damaged: the options of {operator.name} can't be read.") from error
+
+
+def _plus_ones(kernel: tflite.Tensor, words: int, channels: int) -> int:
     if len(kernel.data) != 4 * kernel.size:
         raise ValueError(f"The flatbuffer is damaged: the kernel {kernel.name!r} has {len(kernel.data)} bytes.")
     bits = np.unpackbits(np.frombuffer(kernel.data, np.uint8), bitorder="little")
     # A set bit is a -1. The last word of a group may have bits left over.
-    return int(np.sum(bits.reshape(-1, 32 * kernel.shape[3])[:, :channels] == 0))
+    return int(np.sum(bits.reshape(-1, 32 * words)[:, :channels] == 0))
 
 
 def _constants(operators: Iterable[tflite.Operator]) -> dict[str, int]:
@@ -249,7 +316,8 @@ def _constants(operators: Iterable[tflite.Operator]) -> dict[str, int]:
     for operator in operators:
         for index, tensor in enumerate(operator.inputs):
             if tensor and tensor.data:
-                packed = operator.name == "LceBconv2d" and index == 1
+                kernel = index == 1 if operator.name == "LceBconv2d" else operator.name in _FUSED
+                packed = kernel and tensor.dtype == "int32"
                 constants.setdefault(tensor.buffer, (tensor.dtype + ", bit-packed" * packed, len(tensor.data)))
     sizes: dict[str, int] = collections.Counter()
     for name, size in constants.values():

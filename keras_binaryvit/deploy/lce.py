@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_binaryvit.deploy import rewrite, tflite
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
-from keras_binaryvit.deploy.fused import fused_layers
+from keras_binaryvit.deploy.fused import OPERATORS, fused_layers
+from keras_binaryvit.deploy.half import with_float16_tables
 
 
 class ConversionError(RuntimeError):
@@ -30,7 +31,7 @@ def _require_lce():
         ) from error
 
 
-def convert(model: keras.Model, ops: str = "lce") -> bytes:
+def convert(model: keras.Model, ops: str = "lce", float16_tables: bool = False) -> bytes:
     """Returns the `.tflite` flatbuffer of `model`, for batches of one image.
 
     On JAX and PyTorch, TensorFlow runs in a process of its own, which gets the frozen model.
@@ -40,9 +41,12 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
         ops: `"lce"`: what an unmodified Larq Compute Engine runs. `"fused"`: one operator each for attention,
             feed-forward layers, pooling branches and binary patch merging, which binaryvit-runtime runs
             (docs/operators.md); all else is as with `"lce"`.
+        float16_tables: Whether large float constants outside of custom operators, such as position embeddings and the
+            kernel of the head, are stored as float16. The file is smaller, and rounding flips a few bits.
 
     Raises:
-        ValueError: `ops` is unknown, a side of the input is unknown, or the model can't be frozen.
+        ValueError: `ops` is unknown, a side of the input is unknown, the model can't be frozen, or float16 can't hold a
+            constant.
         ConversionError: A binary layer didn't become a binary operator, or the converter failed.
         ImportError: The Larq Compute Engine isn't installed.
     """
@@ -67,7 +71,7 @@ def convert(model: keras.Model, ops: str = "lce") -> bytes:
     for name, count in collections.Counter(layer.operator for layer in fused_layers(frozen)).items():
         if converted[name] != count:
             raise ConversionError(f"The model has {count} layers that are {name}, but the file {converted[name]}.")
-    return flatbuffer
+    return with_float16_tables(flatbuffer) if float16_tables else flatbuffer
 
 
 def convert_frozen(frozen: keras.Model) -> bytes:
@@ -147,7 +151,9 @@ def count_ops(flatbuffer: bytes) -> collections.Counter:
 
 
 def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progress: bool = False) -> np.ndarray:
-    """Returns the outputs of `flatbuffer` for `images` in LCE's interpreter, one image after the other.
+    """Returns the outputs of `flatbuffer` for `images`, one image after the other.
+
+    LCE's interpreter runs it, or binaryvit-runtime where it has fused operators.
 
     Args:
         flatbuffer: A model with one input and one output, as `convert` gives.
@@ -160,7 +166,7 @@ def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progres
 
     Raises:
         ValueError: The images have another shape than the model takes, or values that aren't finite.
-        ImportError: The Larq Compute Engine isn't installed.
+        ImportError: The Larq Compute Engine or binaryvit-runtime isn't installed.
     """
     interpreter = interpreter_of(flatbuffer, num_threads)
     images = np.asarray(images, np.float32)
@@ -173,17 +179,55 @@ def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progres
     if progress:
         import tqdm
 
-        batches = tqdm.tqdm(batches, desc="LCE", unit="image")
+        batches = tqdm.tqdm(batches, desc="Predicting", unit="image")
     return np.concatenate([np.atleast_2d(interpreter.predict(image)) for image in batches])
 
 
 def interpreter_of(flatbuffer: bytes, num_threads: int = 1):
+    """Returns an interpreter of `flatbuffer`: LCE's, or for fused operators that of binaryvit-runtime.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer.
+        ImportError: The Larq Compute Engine or binaryvit-runtime isn't installed.
+    """
+    return (runtime_interpreter if is_fused(flatbuffer) else lce_interpreter)(flatbuffer, num_threads)
+
+
+def is_fused(flatbuffer: bytes) -> bool:
+    """Whether `flatbuffer` has fused operators.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer.
+    """
+    return any(operator.name in OPERATORS for operator in tflite.read(flatbuffer).operators)
+
+
+def lce_interpreter(flatbuffer: bytes, num_threads: int = 1):
     """Returns LCE's interpreter of `flatbuffer` at its fastest settings.
 
     Raises:
         ValueError: These bytes are no TFLite flatbuffer.
+        RuntimeError: It has operators that LCE doesn't know.
         ImportError: The Larq Compute Engine isn't installed.
     """
     lce = _require_lce()
     tflite.read(flatbuffer)  # LCE's interpreter crashes on bytes that are no flatbuffer
     return lce.testing.Interpreter(flatbuffer, num_threads=num_threads, use_indirect_bgemm=True, use_xnnpack=True)
+
+
+def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1):
+    """Returns binaryvit-runtime's interpreter of `flatbuffer`.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer.
+        RuntimeError: It has operators that the runtime doesn't know.
+        ImportError: binaryvit-runtime isn't installed.
+    """
+    try:
+        runtime = importlib.import_module("binaryvit_runtime")
+    except ImportError as error:
+        raise ImportError(
+            "binaryvit-runtime, which runs fused operators, can't be imported; `pip install ./runtime` in the "
+            f"repository installs it. The error was: {error}"
+        ) from error
+    return runtime.Interpreter(flatbuffer, num_threads=num_threads)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
-from keras_binaryvit.deploy.lce import interpreter_of
+from keras_binaryvit.deploy.lce import lce_interpreter, runtime_interpreter
 from keras_binaryvit.deploy.verify import Verification
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
@@ -102,22 +102,14 @@ def input_shares(model: keras.Model, images: np.ndarray) -> dict[str, float]:
 def _latencies(flatbuffer: bytes, image: np.ndarray, threads: int, runs: int) -> list[tuple[str, int, object]]:
     """Returns `(interpreter, threads, milliseconds of each run, or why there are none)` for each that is installed."""
     rows: list[tuple[str, int, object]] = []
-    for name, create in [("Larq Compute Engine", _lce), ("binaryvit-runtime", _runtime)]:
+    for name, create in [("Larq Compute Engine", lce_interpreter), ("binaryvit-runtime", runtime_interpreter)]:
         try:
-            rows.append((name, threads, _time(create(flatbuffer, threads), image, runs)))
+            rows.append((name, threads, _time(create(flatbuffer, threads).predict, image, runs)))
         except ImportError:
             continue
         except (RuntimeError, ValueError):  # such as one that lacks an operator
             rows.append((name, threads, "can't run this file"))
     return rows
-
-
-def _lce(flatbuffer: bytes, threads: int) -> Callable:
-    return interpreter_of(flatbuffer, threads).predict
-
-
-def _runtime(flatbuffer: bytes, threads: int) -> Callable:
-    return importlib.import_module("binaryvit_runtime").Interpreter(flatbuffer, num_threads=threads).predict
 
 
 def _time(predict: Callable, image: np.ndarray, runs: int) -> np.ndarray:

@@ -3,10 +3,25 @@
 import importlib
 
 
+def schema():
+    """Returns the module of the schema's classes.
+
+    Raises:
+        ImportError: TensorFlow isn't installed.
+    """
+    try:
+        return importlib.import_module("tensorflow.lite.python.schema_py_generated")
+    except ImportError as error:
+        raise ImportError(
+            "Flatbuffers are changed with TensorFlow's schema of them; `pip install 'keras-binaryvit[tensorflow]'` "
+            f"installs it. The error was: {error}"
+        ) from error
+
+
 def unpack(flatbuffer: bytes):
     """Returns the `ModelT` of a TFLite flatbuffer; it is taken at its word, so `tflite.read` it first."""
-    schema = importlib.import_module("tensorflow.lite.python.schema_py_generated")
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    classes = schema()
+    return classes.ModelT.InitFromObj(classes.Model.GetRootAs(flatbuffer, 0))
 
 
 def pack(model) -> bytes:

@@ -9,7 +9,7 @@ from keras_binaryvit.deploy import inference, rewrite
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
-from keras_binaryvit.deploy.lce import interpreter_of, predict
+from keras_binaryvit.deploy.lce import interpreter_of, is_fused, predict
 
 
 class VerificationError(RuntimeError):
@@ -52,7 +52,9 @@ def verify(
     max_mean_difference: float = 0.01,
     progress: bool = False,
 ) -> Verification:
-    """Runs `flatbuffer` in LCE's interpreter and compares its logits with those of `model`.
+    """Runs `flatbuffer` and compares its logits with those of `model`.
+
+    LCE's interpreter runs it, or binaryvit-runtime where it has fused operators.
 
     Rounding may flip a bit that lies within 1e-6 of its threshold, and later bits with it: logits of single images may
     differ visibly, their mean doesn't.
@@ -69,6 +71,7 @@ def verify(
     Raises:
         VerificationError: They agree less than that, or logits aren't finite.
         ValueError: There are no images, or they don't fit the model.
+        ImportError: The Larq Compute Engine or binaryvit-runtime isn't installed.
     """
     images = np.asarray(images, np.float32)
     if not len(images):
@@ -123,13 +126,17 @@ def first_difference(model: keras.Model, flatbuffer: bytes, image: np.ndarray, t
     Returns:
         Such as `"block_3-attention-add: 12 of 50176 values, by up to 0.031 of the largest"`, or `None`.
     """
-    frozen = freeze(model)
+    fused = is_fused(flatbuffer)
+    frozen = freeze(model, "fused" if fused else "lce")
     watched = _outputs_by_layer(flatbuffer)
     named = {(layer.name, tuple(layer.output.shape[1:])): layer for layer in frozen.layers if not _is_packed(layer)}
     layers = [layer for key, layer in named.items() if key in watched]
     indices = [watched[key] for key in named if key in watched]
     expected = keras.Model(frozen.inputs, [layer.output for layer in layers])([image[None]], training=False)
-    actual = interpreter_of(_with_outputs(flatbuffer, indices)).predict(image[None])
+    if fused:  # the runtime's interpreter predicts one output; it is made for each layer, up to the first that differs
+        actual = (interpreter_of(_with_outputs(flatbuffer, [index])).predict(image[None]) for index in indices)
+    else:
+        actual = interpreter_of(_with_outputs(flatbuffer, indices)).predict(image[None])
     for layer, a, b in zip(layers, keras.tree.flatten(expected), actual, strict=True):
         a = keras.ops.convert_to_numpy(a).reshape(-1)
         difference = np.abs(a - b.reshape(-1)) / max(np.abs(a).max(), np.finfo(np.float32).tiny)
@@ -158,5 +165,12 @@ def _with_outputs(flatbuffer, operators):
     model = rewrite.unpack(flatbuffer)
     graph = model.subgraphs[0]
     graph.outputs = [graph.operators[index].outputs[0] for index in operators]
+    # XNNPACK aborts where it is left with operators whose outputs nobody reads.
+    needed, kept = set(graph.outputs), []
+    for operator in reversed(graph.operators):
+        if needed.intersection(operator.outputs):
+            needed.update(operator.inputs)
+            kept.append(operator)
+    graph.operators = kept[::-1]
     model.signatureDefs = []
     return rewrite.pack(model)
