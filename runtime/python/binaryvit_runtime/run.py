@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Classifies each image; one that can't be read is told on stderr, and the others are classified.
 
     Returns:
-        The exit status: 0, or 1 if anything went wrong.
+        The exit status: 0, or 1 if anything went wrong, or 130 after Ctrl-C.
     """
     options = parse_arguments(arguments)
     try:
@@ -86,6 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"binaryvit-run: {error}", file=sys.stderr)
         return 1
 
+    try:
+        return _classify_all(classifier, options)
+    except KeyboardInterrupt:
+        print("binaryvit-run: interrupted", file=sys.stderr)
+        return 130
+
+
+def _classify_all(classifier, options):
     status, results = 0, []
     for image in options.images:
         try:
