@@ -65,6 +65,7 @@ template <typename T>
 struct Target {
   using Value = T;
   static constexpr bool kIsPadded = false;
+  static constexpr bool kHasSigns = false;
 
   T* data;
   size_t stride;
@@ -105,9 +106,11 @@ struct AffineOutput {
   }
 };
 
-// Where a projection reads and writes; all rows have room for whole tiles.
+// Where projections and attention read and write; all rows have room for whole tiles. Store gives the mask of the signs.
+template <bool has_signs>
 struct ProjectionTarget {
   static constexpr bool kIsPadded = true;
+  static constexpr bool kHasSigns = has_signs;
   struct Place {
     const float* shortcut;
     const float* residual;
@@ -118,6 +121,7 @@ struct ProjectionTarget {
   RealRows residual;
   float* output;
   size_t stride;
+  BitRows signs;
 
   Place At(size_t row, size_t unit) const {
     return {shortcut.data + row * shortcut.stride + unit, residual.data + row * residual.stride + unit,
@@ -125,28 +129,78 @@ struct ProjectionTarget {
   }
 };
 
-template <typename Simd, bool scaled, bool has_residual>
+template <typename Simd, bool has_signs, bool scaled, bool has_residual>
 struct ProjectionOutput {
   using Float = typename Simd::Float;
   struct Column {
-    Float multiplier, bias, slope, scale, shift;
+    Float multiplier, bias, slope, scale, shift, threshold;
 
-    void Store(const ProjectionTarget::Place& place, typename Simd::Int count) const {
+    typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, typename Simd::Int count) const {
       Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
       x = Simd::Prelu(Simd::Add(x, Simd::Load(place.shortcut)), slope);
       if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
       if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual));
       Simd::Store(place.output, x);
+      return Simd::IsNegative(Simd::Add(x, threshold));
     }
   };
 
-  ProjectionTarget target;
+  ProjectionTarget<has_signs> target;
   const Projection& table;
 
   Column At(size_t unit) const {
     const Float none = Simd::Set(0.0f);
-    return {Simd::Load(table.multiplier + unit), Simd::Load(table.bias + unit), Simd::Load(table.slope + unit),
-            scaled ? Simd::Load(table.scale + unit) : none, scaled ? Simd::Load(table.shift + unit) : none};
+    return {Simd::Load(table.multiplier + unit),
+            Simd::Load(table.bias + unit),
+            Simd::Load(table.slope + unit),
+            scaled ? Simd::Load(table.scale + unit) : none,
+            scaled ? Simd::Load(table.shift + unit) : none,
+            has_signs ? Simd::Load(table.sign_threshold + unit) : none};
+  }
+};
+
+struct ContextTarget {
+  static constexpr bool kIsPadded = true;
+  static constexpr bool kHasSigns = true;
+  struct Place {
+    const float* query;
+    const float* shortcut;
+    float* output;
+  };
+
+  RealRows query;
+  const float* const* shortcuts;
+  size_t first_unit;
+  float* output;
+  size_t stride;
+  BitRows signs;
+
+  Place At(size_t row, size_t unit) const {
+    return {query.data + row * query.stride + unit, shortcuts[row] + first_unit + unit, output + row * stride + unit};
+  }
+};
+
+template <typename Simd>
+struct ContextOutput {
+  struct Column {
+    typename Simd::Int offset;
+    typename Simd::Float scale, bias, slope, threshold;
+
+    typename Simd::Mask Store(const ContextTarget::Place& place, typename Simd::Int count) const {
+      auto x = Simd::Add(Simd::Multiply(Simd::ToFloat(Simd::Subtract(count, offset)), scale), bias);
+      x = Simd::Add(Simd::Add(x, Simd::Load(place.query)), Simd::Load(place.shortcut));
+      x = Simd::Prelu(x, slope);
+      Simd::Store(place.output, x);
+      return Simd::IsNegative(Simd::Add(x, threshold));
+    }
+  };
+
+  ContextTarget target;
+  const Context& table;
+
+  Column At(size_t unit) const {
+    return {Simd::Load(table.offset + unit), Simd::Load(table.scale + unit), Simd::Load(table.bias + unit),
+            Simd::Load(table.slope + unit), Simd::Load(table.sign_threshold + unit)};
   }
 };
 
@@ -159,7 +213,8 @@ struct ProjectionOutput {
 //
 // for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
 // where `constant_words` isn't 0, it is the number of words. PackMasks(words, bits, mask) sets the bits of words from
-// mask(i), the Simd's Mask of the values from i on.
+// mask(i), the Simd's Mask of the values from i on;
+// StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile.
 template <typename Isa, int rows, int blocks, typename Output>
 inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
                size_t row, size_t unit) {
@@ -170,9 +225,18 @@ inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t strid
   decltype(output.At(unit)) columns[vectors];
   Unroll<vectors>([&](int v) BINARYVIT_INLINE { columns[v] = output.At(unit + v * Simd::kLanes); });
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
-    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-      columns[v].Store(output.target.At(row + r, unit + v * Simd::kLanes), counts[r][v]);
-    });
+    if constexpr (decltype(output.target)::kHasSigns) {
+      typename Simd::Mask masks[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        masks[v] = columns[v].Store(output.target.At(row + r, unit + v * Simd::kLanes), counts[r][v]);
+      });
+      const BitRows& signs = output.target.signs;
+      Isa::template StoreMasks<vectors>(masks, signs.data + (row + r) * signs.stride, unit);
+    } else {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        columns[v].Store(output.target.At(row + r, unit + v * Simd::kLanes), counts[r][v]);
+      });
+    }
   });
 }
 
@@ -241,18 +305,26 @@ void MultiplyAll(const Rows& rows, const Weights& weights, const Affine& affine,
 
 template <typename Isa>
 void ProjectAll(const Rows& rows, const Weights& weights, const Projection& table, const RealRows& shortcut,
-                const RealRows& residual, float* output, size_t stride) {
+                const RealRows& residual, float* output, size_t stride, const BitRows& signs) {
   using Simd = typename Isa::Simd;
-  if (!table.scale) {
-    const ProjectionTarget target = {shortcut, shortcut, output, stride};
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, false>{target, table});
+  const ProjectionTarget<false> target = {shortcut, residual.data ? residual : shortcut, output, stride, {}};
+  if (table.sign_threshold) {
+    const ProjectionTarget<true> signed_target = {shortcut, shortcut, output, stride, signs};
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, true, false, false>{signed_target, table});
+  } else if (!table.scale) {
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, false, false>{target, table});
   } else if (!residual.data) {
-    const ProjectionTarget target = {shortcut, shortcut, output, stride};
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, true, false>{target, table});
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, false>{target, table});
   } else {
-    const ProjectionTarget target = {shortcut, residual, output, stride};
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, true, true>{target, table});
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, true>{target, table});
   }
+}
+
+template <typename Isa>
+void AttendAll(const Rows& rows, const Weights& weights, const Context& table, const RealRows& query,
+               const float* const* shortcuts, size_t first_unit, float* output, size_t stride, const BitRows& signs) {
+  const ContextTarget target = {query, shortcuts, first_unit, output, stride, signs};
+  ForEachTile<Isa>(rows, weights, ContextOutput<typename Isa::Simd>{target, table});
 }
 
 // Hidden units `first` to `last` - 1 of each channel of a tile, for a few rows: their sign bits are pushed into a word of
@@ -453,13 +525,6 @@ void ScaleAndPack(const float* values, const float* factors, const float* thresh
   });
 }
 
-template <typename Simd>
-void ScaleAll(const float* values, const float* factors, size_t count, float* output) {
-  for (size_t i = 0; i < count; i += Simd::kLanes) {
-    Simd::Store(output + i, Simd::Multiply(Simd::Load(values + i), Simd::Load(factors + i)));
-  }
-}
-
 template <typename Isa>
 void PackSigns(const float* values, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
@@ -481,17 +546,6 @@ void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bi
   Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
     return Simd::IsNegative(Simd::Subtract(Simd::Load(counts + i), above));
   });
-}
-
-template <typename Simd>
-void ContextAll(const int32_t* counts, const Context& table, const float* query, const float* shortcut, size_t channels,
-                float* output) {
-  for (size_t i = 0; i < channels; i += Simd::kLanes) {
-    const auto sum = Simd::ToFloat(Simd::Subtract(Simd::Load(counts + i), Simd::Load(table.offset + i)));
-    auto x = Simd::Add(Simd::Multiply(sum, Simd::Load(table.scale + i)), Simd::Load(table.bias + i));
-    x = Simd::Add(Simd::Add(x, Simd::Load(query + i)), Simd::Load(shortcut + i));
-    Simd::Store(output + i, Simd::Prelu(x, Simd::Load(table.slope + i)));
-  }
 }
 
 // One vector of channels along the row: weights and the neighbours to the left and right stay in registers, and `block`
@@ -628,13 +682,12 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           CountAll<Isa>,
           PackSigns<Isa>,
           ProjectAll<Isa>,
+          AttendAll<Isa>,
           ExpandAll<Isa>,
           DeinterleaveAll<Isa>,
-          ScaleAll<Simd>,
           ScaleAndPack<Isa>,
           PackShifted<Isa>,
           PackAtMost<Isa>,
-          ContextAll<Simd>,
           CrossAll<Simd>,
           PoolAll<Simd>};
 }

@@ -48,6 +48,12 @@ struct RealRows {
   size_t stride;
 };
 
+// The same of bits, to write to.
+struct BitRows {
+  uint32_t* data;
+  size_t stride;
+};
+
 // What becomes of a count in a projection with a shortcut:
 //
 //   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift [+ residual]]
@@ -59,6 +65,7 @@ struct Projection {
   const float* slope;
   const float* scale;  // null: neither scale nor shift
   const float* shift;
+  const float* sign_threshold;  // null: no signs; otherwise no scale
 };
 
 // The first product of a feed-forward layer, `expansion` hidden units for each of `channels`, which are a multiple of the
@@ -73,12 +80,14 @@ struct Hidden {
   const float* table;  // for each tile of hidden units its multipliers, biases, slopes and thresholds
 };
 
-// prelu((count - offset) * scale + bias + query + shortcut, slope)
+// What becomes of the counts of a product of masks and values: prelu((count - offset) * scale + bias + query + shortcut,
+// slope), and its signs. Pointers are to the constants of the first unit.
 struct Context {
   const int32_t* offset;
   const float* scale;
   const float* bias;
   const float* slope;
+  const float* sign_threshold;
 };
 
 // A row of a map under a weighted cross: see docs/operators.md. Rows above and below hold zeros where they lie outside.
@@ -109,26 +118,26 @@ struct KernelSet {
   // Sets bit i % 32 of word i / 32 for each of the 32 * words values that is below zero.
   void (*pack_signs)(const float* values, size_t words, uint32_t* bits);
 
-  // The projection's values; without `residual.data` there is no residual.
+  // The projection's values; without `residual.data` there is no residual. `signs` are the sign bits of what is stored plus
+  // the projection's sign threshold, where it has one.
   void (*project)(const Rows&, const Weights&, const Projection&, const RealRows& shortcut, const RealRows& residual,
-                  float* output, size_t stride);
+                  float* output, size_t stride, const BitRows& signs);
+  // The same for a Context, of a multiple of 32 units. `shortcuts` has a pointer for each row, and they are read from
+  // `first_unit` on.
+  void (*attend)(const Rows&, const Weights&, const Context&, const RealRows& query, const float* const* shortcuts,
+                 size_t first_unit, float* output, size_t stride, const BitRows& signs);
   // For each row the sign bits of hidden values + threshold, at HiddenPosition, and the means over each channel's units.
   void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
                  size_t bits_stride);
   // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
   void (*deinterleave)(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch);
-  // output[i] = values[i] * factors[i]; `count` is a multiple of 32.
-  void (*scale)(const float* values, const float* factors, size_t count, float* output);
-  // The same, and pack_signs of output[i] + thresholds[i].
+  // output[i] = values[i] * factors[i], and pack_signs of output[i] + thresholds[i].
   void (*scale_and_pack)(const float* values, const float* factors, const float* thresholds, size_t words,
                          float* output, uint32_t* bits);
   // pack_signs of values[i] + thresholds[i].
   void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
   // Sets a bit for each of the 32 * words counts that is `limit` or less.
   void (*pack_at_most)(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits);
-  // `channels` is a multiple of 32.
-  void (*context)(const int32_t* counts, const Context&, const float* query, const float* shortcut, size_t channels,
-                  float* output);
   void (*cross)(const CrossRow&, float* output);
   // The means over `size` x `size` positions of values * factors; `row_stride` values from one row of the map to the next.
   void (*pool)(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means);

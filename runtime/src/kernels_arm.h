@@ -122,18 +122,34 @@ struct ArmTile {
 };
 
 // A bit of each of 16 bytes, from masks of 16 values.
-template <typename MaskOf>
-inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(const MaskOf& mask, size_t i) {
+inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
   const uint8x16_t one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(mask(i)), vreinterpretq_u16_u32(mask(i + 4)));
-  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(mask(i + 8)), vreinterpretq_u16_u32(mask(i + 12)));
+  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
   return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)), one_bit);
+}
+
+// Those of 32 values, every two bytes added.
+template <typename MaskOf>
+inline BINARYVIT_INLINE uint8x16_t HalfBits(const MaskOf& mask, size_t i) {
+  const uint8x16_t low = BitsOfMasks(mask(i), mask(i + 4), mask(i + 8), mask(i + 12));
+  return vpaddq_u8(low, BitsOfMasks(mask(i + 16), mask(i + 20), mask(i + 24), mask(i + 28)));
 }
 
 template <typename Sum>
 struct ArmIsa {
   using Simd = binaryvit::Simd;
   using Tile = ArmTile<Sum>;
+
+  template <int vectors>
+  static inline BINARYVIT_INLINE void StoreMasks(const uint32x4_t (&masks)[vectors], uint32_t* bits, size_t i) {
+    static_assert(vectors == 4, "two bytes");
+    uint8x16_t sum = BitsOfMasks(masks[0], masks[1], masks[2], masks[3]);
+    sum = vpaddq_u8(sum, sum);
+    sum = vpaddq_u8(sum, sum);
+    sum = vpaddq_u8(sum, sum);
+    vst1q_lane_u16(reinterpret_cast<uint16_t*>(bits) + i / 16, vreinterpretq_u16_u8(sum), 0);
+  }
 
   // Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
   template <typename MaskOf>
@@ -142,14 +158,14 @@ struct ArmIsa {
     for (; word + 4 <= words; word += 4) {
       uint8x16_t sums[4];
       Unroll<4>([&](int n) BINARYVIT_INLINE {
-        sums[n] = vpaddq_u8(BitsOfMasks(mask, i + n * kBitsPerWord), BitsOfMasks(mask, i + n * kBitsPerWord + 16));
+        sums[n] = HalfBits(mask, i + n * kBitsPerWord);
       });
       i += 4 * kBitsPerWord;
       const uint8x16_t all = vpaddq_u8(vpaddq_u8(sums[0], sums[1]), vpaddq_u8(sums[2], sums[3]));
       vst1q_u32(bits + word, vreinterpretq_u32_u8(all));
     }
     for (; word < words; ++word, i += kBitsPerWord) {
-      uint8x16_t sum = vpaddq_u8(BitsOfMasks(mask, i), BitsOfMasks(mask, i + 16));
+      uint8x16_t sum = HalfBits(mask, i);
       sum = vpaddq_u8(sum, sum);
       sum = vpaddq_u8(sum, sum);
       bits[word] = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);

@@ -100,6 +100,14 @@ struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
 
+  template <int vectors>
+  static void StoreMasks(const __m256 (&masks)[vectors], uint32_t* bits, size_t i) {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      reinterpret_cast<unsigned char*>(bits)[i / 8 + static_cast<size_t>(v)] =
+          static_cast<unsigned char>(_mm256_movemask_ps(masks[v]));
+    });
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

@@ -74,6 +74,11 @@ struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
 
+  template <int vectors>
+  static void StoreMasks(const __mmask16 (&masks)[vectors], uint32_t* bits, size_t i) {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { std::memcpy(reinterpret_cast<char*>(bits) + i / 8 + 2 * v, &masks[v], 2); });
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

@@ -86,6 +86,12 @@ struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
 
+  template <int vectors>
+  static void StoreMasks(const bool (&masks)[vectors], uint32_t* bits, size_t i) {
+    uint32_t& word = bits[i / kBitsPerWord];
+    word = (i % kBitsPerWord == 0 ? 0 : word) | static_cast<uint32_t>(masks[0]) << (i % kBitsPerWord);
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

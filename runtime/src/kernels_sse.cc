@@ -83,6 +83,13 @@ struct Isa {
   using Simd = binaryvit::Simd;
   using Tile = binaryvit::Tile;
 
+  template <int vectors>
+  static void StoreMasks(const __m128 (&masks)[vectors], uint32_t* bits, size_t i) {
+    unsigned char& byte = reinterpret_cast<unsigned char*>(bits)[i / 8];
+    const int low = i % 8 == 0 ? 0 : byte;
+    byte = static_cast<unsigned char>(low | _mm_movemask_ps(masks[0]) << (i % 8));
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

@@ -33,21 +33,23 @@ struct Attention {
   void ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread);
   void PackHead(const KernelSet& kernels, size_t head);
   void ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count, int thread);
-  void Attend(const KernelSet& kernels, const uint32_t* query_bits, size_t count, int32_t* sums, int thread);
   int32_t Limit(const int32_t* counts) const;
-  void PackSignsByHead(const KernelSet& kernels, const float* values, const Buffer<float>& thresholds, uint32_t* bits,
-                       float* padded) const;
-  void Project(const KernelSet& kernels, Kernel kernel, const RealRows& rows, size_t count, const RealRows& residual,
-               float* output, uint32_t* bits) const;
+  bool CopyByHead(const float* row, Buffer<float>* padded) const;
+  bool PackProjection(const NodeView& node, Kernel kernel);
 
+  // Inside, heads begin at whole words: `Width` channels, of which some don't exist where HeadDim is no multiple of 32.
   size_t HeadDim() const { return channels / heads; }
+  size_t HeadWidth() const { return PaddedWidth(HeadDim()); }
   size_t HeadWords() const { return WordsFor(HeadDim()); }
-  size_t SignWords() const { return heads * HeadWords(); }
-  size_t Words() const { return WordsFor(channels); }
-  size_t Width() const { return PaddedWidth(channels); }
+  size_t Width() const { return heads * HeadWidth(); }
+  size_t Words() const { return heads * HeadWords(); }
   size_t Queries() const { return height * width; }
   size_t Keys() const { return Queries() / (reduction * reduction); }
   size_t KeyWords() const { return WordsFor(Keys()); }
+  bool IsPadded() const { return HeadDim() != HeadWidth(); }
+  void PadRows(const float* from, size_t count, float* to) const {
+    CopyRows(from, HeadDim(), HeadDim(), count * heads, to, HeadWidth());
+  }
 
   size_t heads = 1, reduction = 1;
   int has_residual = 0;
@@ -57,15 +59,14 @@ struct Attention {
   bool packed = false;
   PackedProjection projections[kKernels];
   Buffer<float> input_thresholds[kKernels];
-  Buffer<float> scale;
-  Buffer<float> sign_thresholds[3];  // of queries, keys and values; where a head has no whole words, head by head
+  Buffer<float> scale, natural_scale;  // with and without gaps between heads
   Buffer<float> context_scale, context_bias, context_slope;
   Buffer<double> exponentials;  // by the number of bits that differ
   double probability_threshold = 0;
 
   // Of the image at hand.
   Buffer<float> shortcuts;      // key + value of each position of the keys
-  Buffer<uint32_t> key_bits;    // of each position: SignWords
+  Buffer<uint32_t> key_bits;    // of each position
   Buffer<uint32_t> value_bits;  // the same
   Buffer<uint32_t> keys;        // of each head, packed
   Buffer<uint32_t> values;      // of each head: its channels' bits of all keys, packed
@@ -75,14 +76,11 @@ struct Attention {
 
   // Of each thread.
   struct Scratch {
-    Buffer<float> reals;  // the maps of kRowsPerTask rows: see the functions that compute
-    Buffer<float> padded;
+    Buffer<float> reals;  // maps of kRowsPerTask rows: see the functions that compute
     Buffer<uint32_t> bits;
     Buffer<uint32_t> signs;
     Buffer<int32_t> counts;
     Buffer<uint32_t> masks;
-    Buffer<int32_t> sums;
-    Buffer<uint32_t> column_bits;
   };
   Scratch* scratch = nullptr;
   size_t scratch_count = 0;
@@ -120,38 +118,55 @@ bool Attention::ReadShapes(const NodeView& node, const Options& options) {
   width = static_cast<size_t>(dims[2]);
   channels = static_cast<size_t>(dims[3]);
   const bool reduces = reduction > 1;
-  return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {reduces ? size_t{5} : 4, channels, Words()}) &&
+  return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {reduces ? size_t{5} : 4, channels, WordsFor(channels)}) &&
          node.CheckTable(node.Input(2), "parameters", litert::kFloat32, {reduces ? kRowsWithReduced : kRows, channels}) &&
          node.CheckTable(node.Input(3), "probability_threshold", litert::kFloat32, {1});
 }
 
+bool Attention::CopyByHead(const float* row, Buffer<float>* padded) const {
+  if (!padded->Resize(Width())) return false;
+  for (size_t c = 0; c < channels; ++c) (*padded)[c / HeadDim() * HeadWidth() + c % HeadDim()] = row[c] + 0.0f;
+  return true;
+}
+
+bool Attention::PackProjection(const NodeView& node, Kernel kernel) {
+  const size_t source_words = WordsFor(channels);
+  const auto* source = static_cast<const uint32_t*>(node.Input(1)->data) + kernel * channels * source_words;
+  const auto* table = static_cast<const float*>(node.Input(2)->data);
+  const size_t first = kernel == kReduced ? kReducedRows : kKernelRows + 4 * kernel;
+  const auto row = [&](size_t index) { return table + index * channels; };
+  const auto padded = [&](size_t c) { return c / HeadDim() * HeadWidth() + c % HeadDim(); };
+
+  PackedProjection& to = projections[kernel];
+  to.units = Width();
+  to.words = Words();
+  Buffer<uint32_t> rows;
+  if (!rows.Resize(Width() * Words())) return false;
+  for (size_t unit = 0; unit < channels; ++unit) {
+    uint32_t* bits = rows.data() + padded(unit) * Words();
+    for (size_t c = 0; c < channels; ++c) {
+      const uint32_t bit = source[unit * source_words + c / kBitsPerWord] >> (c % kBitsPerWord) & 1;
+      bits[padded(c) / kBitsPerWord] |= bit << (padded(c) % kBitsPerWord);
+    }
+  }
+  const bool has_signs = kernel <= kValue, scaled = kernel == kOutput;
+  return PackWeights(*node.session.kernels, rows.data(), to.units, to.words, &to.kernel) &&
+         CopyByHead(row(first), &input_thresholds[kernel]) && CopyByHead(row(first + 1), &to.multiplier) &&
+         CopyByHead(row(first + 2), &to.bias) && CopyByHead(row(first + 3), &to.slope) &&
+         (!has_signs || CopyByHead(row(kThresholdRows + kernel), &to.sign_threshold)) &&
+         (!scaled || (CopyByHead(row(kOutputRows), &to.scale) && CopyByHead(row(kOutputRows + 1), &to.shift)));
+}
+
 bool Attention::Pack(const NodeView& node) {
   if (packed) return true;
-  const auto* kernels = static_cast<const uint32_t*>(node.Input(1)->data);
+  for (int kernel = kQuery; kernel < static_cast<int>(reduction > 1 ? kKernels : kReduced); ++kernel) {
+    if (!PackProjection(node, static_cast<Kernel>(kernel))) return false;
+  }
   const auto* table = static_cast<const float*>(node.Input(2)->data);
   const auto row = [&](size_t index) { return table + index * channels; };
-  Buffer<uint32_t> rows;
-  for (size_t kernel = kQuery; kernel < (reduction > 1 ? kKernels : kReduced); ++kernel) {
-    const size_t first = kernel == kReduced ? kReducedRows : kKernelRows + 4 * kernel;
-    const bool scaled = kernel == kOutput;
-    if (!CopyBits(kernels + kernel * channels * Words(), channels, channels, &rows) ||
-        !projections[kernel].Pack(*node.session.kernels, rows.data(), Words(), channels, row(first + 1), row(first + 2),
-                                  row(first + 3), scaled ? row(kOutputRows) : nullptr,
-                                  scaled ? row(kOutputRows + 1) : nullptr) ||
-        !CopyPadded(row(first), channels, &input_thresholds[kernel])) {
-      return false;
-    }
-  }
-  for (size_t i = 0; i < 3; ++i) {
-    if (!sign_thresholds[i].Resize(SignWords() * kBitsPerWord)) return false;
-    for (size_t c = 0; c < channels; ++c) {
-      const size_t to = c / HeadDim() * HeadWords() * kBitsPerWord + c % HeadDim();
-      sign_thresholds[i][to] = row(kThresholdRows + i)[c] + 0.0f;
-    }
-  }
-  if (!CopyPadded(row(kScaleRow), channels, &scale) || !CopyPadded(row(kContextRows), channels, &context_scale) ||
-      !CopyPadded(row(kContextRows + 1), channels, &context_bias) ||
-      !CopyPadded(row(kContextRows + 2), channels, &context_slope) || !exponentials.Resize(HeadDim() + 1)) {
+  if (!CopyByHead(row(kScaleRow), &scale) || !CopyPadded(row(kScaleRow), channels, &natural_scale) || !CopyByHead(row(kContextRows), &context_scale) ||
+      !CopyByHead(row(kContextRows + 1), &context_bias) || !CopyByHead(row(kContextRows + 2), &context_slope) ||
+      !exponentials.Resize(HeadDim() + 1)) {
     return false;
   }
   for (size_t d = 0; d <= HeadDim(); ++d) {
@@ -164,9 +179,9 @@ bool Attention::Pack(const NodeView& node) {
 bool Attention::Reserve(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
   key_stride = PackedWords(Keys(), HeadWords(), kernels.unit_tile, kernels.word_group);
-  value_stride = PackedWords(HeadDim(), KeyWords(), kernels.unit_tile, kernels.word_group);
-  if (!shortcuts.Resize(Keys() * Width()) || !key_bits.Resize(Keys() * SignWords()) ||
-      !value_bits.Resize(Keys() * SignWords()) || !keys.Resize(heads * key_stride) ||
+  value_stride = PackedWords(HeadWidth(), KeyWords(), kernels.unit_tile, kernels.word_group);
+  if (!shortcuts.Resize(Keys() * Width()) || !key_bits.Resize(Keys() * Words()) ||
+      !value_bits.Resize(Keys() * Words()) || !keys.Resize(heads * key_stride) ||
       !values.Resize(heads * value_stride) || !value_sums.Resize(Width())) {
     return false;
   }
@@ -178,10 +193,9 @@ bool Attention::Reserve(const NodeView& node) {
   for (size_t thread = 0; thread < threads; ++thread) {
     Scratch& own = scratch[thread];
     const size_t row_of_counts = KeyWords() * kBitsPerWord;
-    if (!own.reals.Resize(5 * kRowsPerTask * Width()) || !own.padded.Resize(SignWords() * kBitsPerWord) ||
-        !own.bits.Resize(kRowsPerTask * Words()) || !own.signs.Resize(kRowsPerTask * SignWords()) ||
-        !own.counts.Resize(kRowsPerTask * row_of_counts) || !own.masks.Resize(kRowsPerTask * KeyWords()) ||
-        !own.sums.Resize(kRowsPerTask * Width()) || !own.column_bits.Resize(HeadDim() * KeyWords())) {
+    if (!own.reals.Resize(5 * kRowsPerTask * Width()) || !own.bits.Resize(kRowsPerTask * Words()) ||
+        !own.signs.Resize(kRowsPerTask * Words()) || !own.counts.Resize(kRowsPerTask * row_of_counts) ||
+        !own.masks.Resize(kRowsPerTask * KeyWords())) {
       return false;
     }
     for (size_t i = 0; i < own.counts.size(); ++i) own.counts[i] = kFarCount;
@@ -217,24 +231,6 @@ bool Attention::Invoke(const NodeView& node) {
   return true;
 }
 
-// Signs of the rows + threshold, times the kernel, and what follows.
-void Attention::Project(const KernelSet& kernels, Kernel kernel, const RealRows& rows, size_t count,
-                        const RealRows& residual, float* output, uint32_t* bits) const {
-  for (size_t row = 0; row < count; ++row) {
-    kernels.pack_shifted(rows.data + row * rows.stride, input_thresholds[kernel].data(), Words(), bits + row * Words());
-  }
-  projections[kernel].Run(kernels, {bits, Words(), count}, rows, residual, output, Width());
-}
-
-void Attention::PackSignsByHead(const KernelSet& kernels, const float* row, const Buffer<float>& thresholds,
-                                uint32_t* bits, float* padded) const {
-  if (HeadDim() % kBitsPerWord != 0) {
-    CopyRows(row, HeadDim(), HeadDim(), heads, padded, HeadWords() * kBitsPerWord);
-    row = padded;
-  }
-  kernels.pack_shifted(row, thresholds.data(), SignWords(), bits);
-}
-
 void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread) {
   Scratch& own = scratch[thread];
   const size_t map = kRowsPerTask * Width();
@@ -242,31 +238,41 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   float* reduced = source + map;
   float* key = source + 2 * map;
   float* value = source + 3 * map;
-  for (size_t row = 0; row < count; ++row) {
-    float* to = source + row * Width();
-    if (reduction > 1) {
-      const size_t reduced_width = width / reduction, position = first + row;
-      const size_t top = position / reduced_width * reduction, left = position % reduced_width * reduction;
-      kernels.pool(x + (top * width + left) * channels, width * channels, reduction, scale.data(), channels, to);
-    } else {
-      std::memcpy(to, x + (first + row) * channels, channels * sizeof(float));
-      kernels.scale(to, scale.data(), Width(), to);
+  float* row_of_x = source + 4 * map;
+  uint32_t* bits = own.bits.data();
+  const auto pack = [&](Kernel kernel) {
+    for (size_t row = 0; row < count; ++row) {
+      kernels.pack_shifted(source + row * Width(), input_thresholds[kernel].data(), Words(), bits + row * Words());
+    }
+  };
+  const Rows rows = {bits, Words(), count};
+  if (reduction > 1) {
+    const size_t reduced_width = width / reduction;
+    for (size_t row = 0; row < count; ++row) {
+      const size_t top = (first + row) / reduced_width * reduction, left = (first + row) % reduced_width * reduction;
+      float* to = source + row * Width();
+      kernels.pool(x + (top * width + left) * channels, width * channels, reduction, natural_scale.data(), channels,
+                   IsPadded() ? row_of_x : to);
+      if (IsPadded()) PadRows(row_of_x, 1, to);
+    }
+    pack(kReduced);
+    projections[kReduced].Run(kernels, rows, {source, Width()}, {}, reduced, Width());
+    source = reduced;
+    pack(kKey);
+  } else {
+    for (size_t row = 0; row < count; ++row) {
+      const float* from = x + (first + row) * channels;
+      if (IsPadded()) PadRows(from, 1, row_of_x), from = row_of_x;
+      kernels.scale_and_pack(from, scale.data(), input_thresholds[kKey].data(), Words(), source + row * Width(),
+                             bits + row * Words());
     }
   }
-  const RealRows none = {nullptr, 0};
-  if (reduction > 1) {
-    Project(kernels, kReduced, {source, Width()}, count, none, reduced, own.bits.data());
-    source = reduced;
-  }
-  Project(kernels, kKey, {source, Width()}, count, none, key, own.bits.data());
-  Project(kernels, kValue, {source, Width()}, count, none, value, own.bits.data());
-  for (size_t row = 0; row < count; ++row, key += Width(), value += Width()) {
-    const size_t position = first + row;
-    PackSignsByHead(kernels, key, sign_thresholds[1], key_bits.data() + position * SignWords(), own.padded.data());
-    PackSignsByHead(kernels, value, sign_thresholds[2], value_bits.data() + position * SignWords(), own.padded.data());
-    float* shortcut = shortcuts.data() + position * Width();
-    for (size_t c = 0; c < channels; ++c) shortcut[c] = key[c] + value[c];
-  }
+  const RealRows sources = {source, Width()};
+  projections[kKey].Run(kernels, rows, sources, {}, key, Width(), {key_bits.data() + first * Words(), Words()});
+  pack(kValue);
+  projections[kValue].Run(kernels, rows, sources, {}, value, Width(), {value_bits.data() + first * Words(), Words()});
+  float* shortcut = shortcuts.data() + first * Width();
+  for (size_t i = 0; i < count * Width(); ++i) shortcut[i] = key[i] + value[i];
 }
 
 // Transposes 32 rows of 32 bits: bit j of word i goes to bit i of word j.
@@ -283,19 +289,19 @@ void Transpose(uint32_t (&words)[kBitsPerWord]) {
 
 void Attention::PackHead(const KernelSet& kernels, size_t head) {
   const size_t tile = kernels.unit_tile, group = kernels.word_group;
-  PackRows(key_bits.data() + head * HeadWords(), SignWords(), Keys(), HeadWords(), tile, group,
+  PackRows(key_bits.data() + head * HeadWords(), Words(), Keys(), HeadWords(), tile, group,
            keys.data() + head * key_stride);
   uint32_t* packed_values = values.data() + head * value_stride;
   const size_t padded_words = RoundUp(KeyWords(), group);
   for (size_t first_channel = 0; first_channel < HeadDim(); first_channel += kBitsPerWord) {
     const size_t channel_count = HeadDim() - first_channel < kBitsPerWord ? HeadDim() - first_channel : kBitsPerWord;
-    int32_t* sums = value_sums.data() + head * HeadDim() + first_channel;
+    int32_t* sums = value_sums.data() + head * HeadWidth() + first_channel;
     for (size_t c = 0; c < channel_count; ++c) sums[c] = 0;
     for (size_t word = 0; word < KeyWords(); ++word) {
       uint32_t square[kBitsPerWord] = {};
       for (size_t i = 0; i < kBitsPerWord && word * kBitsPerWord + i < Keys(); ++i) {
         const size_t key = word * kBitsPerWord + i;
-        square[i] = value_bits[key * SignWords() + head * HeadWords() + first_channel / kBitsPerWord];
+        square[i] = value_bits[key * Words() + head * HeadWords() + first_channel / kBitsPerWord];
       }
       Transpose(square);
       for (size_t c = 0; c < channel_count; ++c) {
@@ -331,21 +337,6 @@ int32_t Attention::Limit(const int32_t* counts) const {
   return static_cast<int32_t>(low) - 1;
 }
 
-void Attention::Attend(const KernelSet& kernels, const uint32_t* query_bits, size_t count, int32_t* sums, int thread) {
-  Scratch& own = scratch[thread];
-  const size_t row_of_counts = KeyWords() * kBitsPerWord;
-  for (size_t head = 0; head < heads; ++head) {
-    const Weights head_keys = {keys.data() + head * key_stride, Keys(), HeadWords()};
-    const Weights head_values = {values.data() + head * value_stride, HeadDim(), KeyWords()};
-    kernels.count({query_bits + head * HeadWords(), SignWords(), count}, head_keys, own.counts.data(), row_of_counts);
-    for (size_t row = 0; row < count; ++row) {
-      const int32_t* counts = own.counts.data() + row * row_of_counts;
-      kernels.pack_at_most(counts, Limit(counts), KeyWords(), own.masks.data() + row * KeyWords());
-    }
-    kernels.count({own.masks.data(), KeyWords(), count}, head_values, sums + head * HeadDim(), Width());
-  }
-}
-
 void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count,
                                int thread) {
   Scratch& own = scratch[thread];
@@ -355,33 +346,42 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
   float* context = scaled + 2 * map;
   x += first * channels;
   output += first * channels;
-  RealRows residual = {has_residual ? x : nullptr, channels};
-  const bool fits = Width() == channels;
-  if (!fits) {
-    float* own_x = scaled + 3 * map;
-    CopyRows(x, channels, channels, count, own_x, Width());
-    x = own_x;
-    if (has_residual) residual = {own_x, Width()};
+  float* own_output = output;
+  if (IsPadded()) {
+    PadRows(x, count, scaled + 3 * map);
+    x = scaled + 3 * map;
+    own_output = scaled + 4 * map;
   }
   for (size_t row = 0; row < count; ++row) {
-    kernels.scale(x + row * Width(), scale.data(), Width(), scaled + row * Width());
+    kernels.scale_and_pack(x + row * Width(), scale.data(), input_thresholds[kQuery].data(), Words(),
+                           scaled + row * Width(), own.bits.data() + row * Words());
   }
-  Project(kernels, kQuery, {scaled, Width()}, count, {nullptr, 0}, query, own.bits.data());
+  const Rows bits = {own.bits.data(), Words(), count};
+  projections[kQuery].Run(kernels, bits, {scaled, Width()}, {}, query, Width(), {own.signs.data(), Words()});
+
+  const float* shortcut[kRowsPerTask];
   for (size_t row = 0; row < count; ++row) {
-    PackSignsByHead(kernels, query + row * Width(), sign_thresholds[0], own.signs.data() + row * SignWords(),
-                    own.padded.data());
+    const size_t y = (first + row) / width / reduction, column = (first + row) % width / reduction;
+    shortcut[row] = shortcuts.data() + (y * (width / reduction) + column) * Width();
   }
-  Attend(kernels, own.signs.data(), count, own.sums.data(), thread);
-  const Context table = {value_sums.data(), context_scale.data(), context_bias.data(), context_slope.data()};
-  for (size_t row = 0; row < count; ++row) {
-    const size_t position = first + row;
-    const size_t key = position / width / reduction * (width / reduction) + position % width / reduction;
-    kernels.context(own.sums.data() + row * Width(), table, query + row * Width(), shortcuts.data() + key * Width(),
-                    Width(), context + row * Width());
+  const size_t row_of_counts = KeyWords() * kBitsPerWord;
+  for (size_t head = 0; head < heads; ++head) {
+    const Weights head_keys = {keys.data() + head * key_stride, Keys(), HeadWords()};
+    const Weights head_values = {values.data() + head * value_stride, HeadWidth(), KeyWords()};
+    kernels.count({own.signs.data() + head * HeadWords(), Words(), count}, head_keys, own.counts.data(), row_of_counts);
+    for (size_t row = 0; row < count; ++row) {
+      const int32_t* counts = own.counts.data() + row * row_of_counts;
+      kernels.pack_at_most(counts, Limit(counts), KeyWords(), own.masks.data() + row * KeyWords());
+    }
+    const size_t unit = head * HeadWidth();
+    const Context table = {value_sums.data() + unit, context_scale.data() + unit, context_bias.data() + unit,
+                           context_slope.data() + unit, input_thresholds[kOutput].data() + unit};
+    kernels.attend({own.masks.data(), KeyWords(), count}, head_values, table, {query + unit, Width()}, shortcut, unit,
+                   context + unit, Width(), {own.bits.data() + head * HeadWords(), Words()});
   }
-  float* to = fits ? output : scaled + 4 * map;
-  Project(kernels, kOutput, {context, Width()}, count, residual, to, own.bits.data());
-  if (!fits) CopyRows(to, Width(), channels, count, output, channels);
+  const RealRows residual = {has_residual ? x : nullptr, Width()};
+  projections[kOutput].Run(kernels, bits, {context, Width()}, residual, own_output, Width());
+  if (IsPadded()) CopyRows(own_output, HeadWidth(), HeadDim(), count * heads, output, HeadDim());
 }
 
 }  // namespace

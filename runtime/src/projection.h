@@ -19,7 +19,7 @@ static inline size_t PaddedWidth(size_t channels) { return RoundUp(channels, kBi
 
 struct PackedProjection {
   Buffer<uint32_t> kernel;
-  Buffer<float> multiplier, bias, slope, scale, shift;
+  Buffer<float> multiplier, bias, slope, scale, shift, sign_threshold;
   size_t units = 0;
   size_t words = 0;
 
@@ -30,9 +30,10 @@ struct PackedProjection {
                           const float* scales = nullptr, const float* shifts = nullptr);
 
   void Run(const KernelSet& kernels, const Rows& rows, const RealRows& shortcut, const RealRows& residual, float* output,
-           size_t stride) const {
-    const Projection table = {multiplier.data(), bias.data(), slope.data(), scale.data(), shift.data()};
-    kernels.project(rows, {kernel.data(), units, words}, table, shortcut, residual, output, stride);
+           size_t stride, const BitRows& signs = {}) const {
+    const Projection table = {multiplier.data(), bias.data(),  slope.data(),
+                              scale.data(),      shift.data(), sign_threshold.data()};
+    kernels.project(rows, {kernel.data(), units, words}, table, shortcut, residual, output, stride, signs);
   }
 };
 
