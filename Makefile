@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test lint format bench wheels clean
 .DEFAULT_GOAL := quickstart
 
 $(VENV)/.examples: pyproject.toml
@@ -46,6 +46,12 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/bench_training.py
 	$(BIN)/python tests/bench_scaling.py
 	$(BIN)/python tests/show_resume.py tensorflow
+
+# binaryvit-runtime for x86-64 and 64-bit ARM.
+wheels:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	PYTHON=$(BIN)/python runtime/wheels.sh dist
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -71,8 +71,8 @@ class Preprocessing:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is no image, damaged, too elongated, or has more than 8 bits a channel; or `resize` is smaller
-                than what the model takes.
+            ValueError: It is no image, damaged, too elongated, or has more than 8 bits a channel; or `resize` is
+                smaller than what the model takes.
         """
         from PIL import Image
 
@@ -83,7 +83,7 @@ class Preprocessing:
             raise ValueError(f"The model takes {height} x {width} pixels, more than resize={resize} gives.")
         if max(image.size) > _LARGEST_ASPECT * min(image.size):
             raise ValueError(
-                f"The image has {image.width} x {image.height} pixels; the model would see only its centre. Cut it first."
+                f"The image has {image.width} x {image.height} pixels; the model would see its centre only. Cut it."
             )
         # The image covers as many times the crop as `resize` is longer than the crop's short side.
         cover_width, cover_height = (side * resize // short for side in (width, height))

@@ -34,7 +34,7 @@ class _Entry(ctypes.Structure):  # BinaryVitProfileEntry
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _library():
     library = ctypes.CDLL(str(Path(__file__).with_name("libbinaryvit_runtime.so")))
     library.binaryvit_kernels.argtypes = [ctypes.c_void_p]

@@ -14,8 +14,8 @@ from binaryvit_runtime.metadata import read_metadata
 from binaryvit_runtime.preprocessing import Preprocessing
 
 _PREPARING = """
-How to prepare images stands in files that keras_binaryvit has converted. For any other give --mean and --std, the training
-images' on the scale 0 to 1, one for each channel; for most models trained on ImageNet these are
+How to prepare images stands in files that keras_binaryvit has converted. For any other give --mean and --std of the
+training images, on the scale 0 to 1, one for each channel; for most models trained on ImageNet these are
 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, with --resize 256 --interpolation bicubic for 224 pixels.
 """
 
