@@ -59,7 +59,7 @@ inline BINARYVIT_INLINE void QuartersByHalves(const float* from, typename Simd::
 }
 
 // An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
-// Store(place, counts) computes; target.At(row, unit) gives the place.
+// Store(place, i, counts) computes what belongs i values behind a place; target.At(row, unit) gives the place.
 
 template <typename T>
 struct Target {
@@ -77,7 +77,7 @@ struct Target {
 template <typename Simd>
 struct CountOutput {
   struct Column {
-    void Store(int32_t* to, typename Simd::Int count) const { Simd::Store(to, count); }
+    void Store(int32_t* to, size_t i, typename Simd::Int count) const { Simd::Store(to + i, count); }
   };
 
   Target<int32_t> target;
@@ -91,9 +91,9 @@ struct AffineOutput {
     typename Simd::Float multiplier, bias;
     typename Simd::Int clamp_min, clamp_max;
 
-    void Store(float* to, typename Simd::Int count) const {
+    void Store(float* to, size_t i, typename Simd::Int count) const {
       if constexpr (clamped) count = Simd::Max(Simd::Min(Simd::Add(count, count), clamp_max), clamp_min);
-      Simd::Store(to, Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias));
+      Simd::Store(to + i, Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias));
     }
   };
 
@@ -135,12 +135,13 @@ struct ProjectionOutput {
   struct Column {
     Float multiplier, bias, slope, scale, shift, threshold;
 
-    typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, typename Simd::Int count) const {
+    typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, size_t i,
+                              typename Simd::Int count) const {
       Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
-      x = Simd::Prelu(Simd::Add(x, Simd::Load(place.shortcut)), slope);
+      x = Simd::Prelu(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
       if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
-      if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual));
-      Simd::Store(place.output, x);
+      if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual + i));
+      Simd::Store(place.output + i, x);
       return Simd::IsNegative(Simd::Add(x, threshold));
     }
   };
@@ -186,11 +187,11 @@ struct ContextOutput {
     typename Simd::Int offset;
     typename Simd::Float scale, bias, slope, threshold;
 
-    typename Simd::Mask Store(const ContextTarget::Place& place, typename Simd::Int count) const {
+    typename Simd::Mask Store(const ContextTarget::Place& place, size_t i, typename Simd::Int count) const {
       auto x = Simd::Add(Simd::Multiply(Simd::ToFloat(Simd::Subtract(count, offset)), scale), bias);
-      x = Simd::Add(Simd::Add(x, Simd::Load(place.query)), Simd::Load(place.shortcut));
+      x = Simd::Add(Simd::Add(x, Simd::Load(place.query + i)), Simd::Load(place.shortcut + i));
       x = Simd::Prelu(x, slope);
-      Simd::Store(place.output, x);
+      Simd::Store(place.output + i, x);
       return Simd::IsNegative(Simd::Add(x, threshold));
     }
   };
@@ -222,22 +223,29 @@ inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t strid
   constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
   typename Simd::Int counts[rows][vectors];
   Isa::Tile::template Count<rows, vectors>(activations, stride, weights, words, counts);
-  decltype(output.At(unit)) columns[vectors];
-  Unroll<vectors>([&](int v) BINARYVIT_INLINE { columns[v] = output.At(unit + v * Simd::kLanes); });
-  Unroll<rows>([&](int r) BINARYVIT_INLINE {
-    if constexpr (decltype(output.target)::kHasSigns) {
-      typename Simd::Mask masks[vectors];
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        masks[v] = columns[v].Store(output.target.At(row + r, unit + v * Simd::kLanes), counts[r][v]);
+  decltype(output.target.At(row, unit)) places[rows];
+  Unroll<rows>([&](int r) BINARYVIT_INLINE { places[r] = output.target.At(row + r, unit); });
+  // Vector by vector, so that few constants are in registers at a time.
+  if constexpr (decltype(output.target)::kHasSigns) {
+    typename Simd::Mask masks[rows][vectors];
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      const auto column = output.At(unit + v * Simd::kLanes);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        masks[r][v] = column.Store(places[r], v * Simd::kLanes, counts[r][v]);
       });
-      const BitRows& signs = output.target.signs;
-      Isa::template StoreMasks<vectors>(masks, signs.data + (row + r) * signs.stride, unit);
-    } else {
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        columns[v].Store(output.target.At(row + r, unit + v * Simd::kLanes), counts[r][v]);
+    });
+    const BitRows& signs = output.target.signs;
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Isa::template StoreMasks<vectors>(masks[r], signs.data + (row + r) * signs.stride, unit);
+    });
+  } else {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      const auto column = output.At(unit + v * Simd::kLanes);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        column.Store(places[r], v * Simd::kLanes, counts[r][v]);
       });
-    }
-  });
+    });
+  }
 }
 
 // Where a block has more units than there are, and rows have no room for them, the tile writes beside, and the rest is
@@ -258,8 +266,9 @@ __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t strid
 
 // Weights of a block stay in the first cache while all rows pass.
 template <typename Isa, int blocks, typename Output>
-void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& output, size_t unit,
+void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& shared, size_t unit,
                     size_t units) {
+  const Output output = shared;  // nothing that is stored can change it
   constexpr bool padded = decltype(Output::target)::kIsPadded;
   const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
   ForRowTiles<Isa::Tile::kRows>(rows.count, [&](size_t row, auto height) BINARYVIT_INLINE {
