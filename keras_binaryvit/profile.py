@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_binaryvit import layers, quantizers
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import fused, inference
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,16 @@ def _profile(layer, name, calls):
 
 
 def _input_precision(layer):
-    if isinstance(layer, inference.Attention) or (isinstance(layer, inference.Convolution) and layer.is_binary):
+    if isinstance(layer, inference.Attention | fused.FusedLayer) or (
+        isinstance(layer, inference.Convolution) and layer.is_binary
+    ):
         return 1
     return getattr(getattr(layer, "input_quantizer", None), "precision", None)
 
 
 def _weight_precision(layer, weight):
+    if isinstance(layer, fused.FusedLayer) and weight.name.startswith("kernel"):
+        return 1
     if isinstance(layer, inference.Convolution) and weight is layer.kernel:
         return 1 if layer.is_binary else 32
     if weight.name == "kernel" and getattr(layer, "kernel_quantizer", None) is not None:
@@ -386,6 +390,29 @@ def _binary_attention(layer, call):
 def _frozen_attention(layer, call):
     queries, keys, _ = call.arguments["inputs"]
     return {1: 2 * math.prod(queries) * math.prod(keys[1:3])}
+
+
+@_counts(fused.FeedForward)
+def _fused_feed_forward(layer, call):
+    return {1: math.prod(call.output[:-1]) * 2 * math.prod(layer.kernel_1.shape)}
+
+
+@_counts(fused.SelfAttention)
+def _fused_attention(layer, call):
+    batch, height, width, channels = call.output
+    queries, keys = height * width, height * width // layer.reduction**2
+    projections = 2 * queries + (len(layer.kernel_names) - 2) * keys
+    return {1: batch * (projections * channels**2 + 2 * queries * keys * channels)}
+
+
+@_counts(fused.PoolingBranches)
+def _fused_pooling(layer, call):
+    return {}  # sums over windows and scales, which are none
+
+
+@_counts(fused.PatchMerging)
+def _fused_patch_merging(layer, call):
+    return {1: math.prod(call.output[:-1]) * math.prod(layer.kernel.shape)}
 
 
 @_counts(keras.layers.MultiHeadAttention)

@@ -74,7 +74,7 @@ class FusedLayer(InferenceLayer):
         return operator(x, *map(tf.constant, operands), *others)
 
     def _rows(self, table):
-        return dict(zip(self.tables[table], ops.unstack(getattr(self, table)), strict=True))
+        return dict(zip(self.tables[table], _unstacked(getattr(self, table)), strict=True))
 
 
 class ResidualLayer(FusedLayer):
@@ -235,7 +235,7 @@ class SelfAttention(ResidualLayer):
 
     def compute(self, x):
         p = self._rows("parameters")
-        kernels = dict(zip(self.kernel_names, ops.unstack(self.kernels), strict=True))
+        kernels = dict(zip(self.kernel_names, _unstacked(self.kernels), strict=True))
 
         def project(z, name):
             threshold, multiplier, bias, slope = (p[f"{name}/{part}"] for part in _PARTS)
@@ -422,6 +422,10 @@ class PatchMerging(FusedLayer):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
+
+
+def _unstacked(variable):
+    return ops.unstack(ops.convert_to_tensor(variable))  # PyTorch unstacks no variables
 
 
 def _sign(x):

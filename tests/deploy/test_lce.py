@@ -193,8 +193,8 @@ def test_wrong_images(model, flatbuffer, images, message):
 
 
 def test_wrong_arguments(model, flatbuffer, x):
-    with pytest.raises(ValueError, match="'fused'"):
-        kb.deploy.convert(model, ops="fused")
+    with pytest.raises(ValueError, match="'lce' or 'fused'.*'flex'"):
+        kb.deploy.convert(model, ops="flex")
     with pytest.raises(ValueError, match="Each image needs a label"):
         kb.deploy.verify(model, flatbuffer, x, labels=[1])
     with pytest.raises(ValueError, match="no TFLite flatbuffer|flatbuffer"):
