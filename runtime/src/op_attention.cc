@@ -13,7 +13,6 @@
 namespace binaryvit {
 namespace {
 
-constexpr size_t kRowsPerTask = 16;
 constexpr int32_t kFarCount = int32_t{1} << 30;  // of keys that don't exist
 
 enum Kernel : size_t { kQuery, kKey, kValue, kOutput, kReduced, kKernels };
@@ -213,9 +212,10 @@ bool Attention::Invoke(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
   ThreadPool& pool = node.session.pool;
   const auto for_rows = [&](size_t rows, const auto& body) {
-    pool.ParallelFor((rows + kRowsPerTask - 1) / kRowsPerTask, [&](size_t task, int thread) {
-      const size_t first = task * kRowsPerTask;
-      body(first, rows - first < kRowsPerTask ? rows - first : kRowsPerTask, thread);
+    const size_t most = RowsPerTask(rows, pool.threads());
+    pool.ParallelFor((rows + most - 1) / most, [&](size_t task, int thread) {
+      const size_t first = task * most;
+      body(first, rows - first < most ? rows - first : most, thread);
     });
   };
   for (size_t image = 0; image < batch; ++image) {

@@ -10,8 +10,6 @@
 namespace binaryvit {
 namespace {
 
-constexpr size_t kRowsPerTask = 16;
-
 struct FeedForward {
   bool Prepare(const NodeView& node, const Options& options);
   bool Invoke(const NodeView& node);
@@ -157,9 +155,11 @@ bool FeedForward::Invoke(const NodeView& node) {
   const auto* residual = has_residual ? static_cast<const float*>(node.Input(5)->data) : nullptr;
   auto* output = static_cast<float*>(node.Output(0)->data);
   const KernelSet& kernels = *node.session.kernels;
-  node.session.pool.ParallelFor((positions + kRowsPerTask - 1) / kRowsPerTask, [&](size_t task, int thread) {
-    const size_t first = task * kRowsPerTask, offset = first * channels;
-    const size_t count = positions - first < kRowsPerTask ? positions - first : kRowsPerTask;
+  ThreadPool& pool = node.session.pool;
+  const size_t most = RowsPerTask(positions, pool.threads());
+  pool.ParallelFor((positions + most - 1) / most, [&](size_t task, int thread) {
+    const size_t first = task * most, offset = first * channels;
+    const size_t count = positions - first < most ? positions - first : most;
     RunTask(kernels, x + offset, residual ? residual + offset : nullptr, output + offset, count, thread);
   });
   return true;

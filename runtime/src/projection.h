@@ -37,6 +37,15 @@ struct PackedProjection {
   }
 };
 
+// Fused operators compute a few positions at a time, from the input to the output: no more than keep their values in the
+// cache, and fewer where threads would wait for the last one.
+constexpr size_t kRowsPerTask = 16;
+static inline size_t RowsPerTask(size_t positions, int threads) {
+  constexpr size_t kTasksPerThread = 8;
+  const bool few = positions < kTasksPerThread * kRowsPerTask * static_cast<size_t>(threads);
+  return threads > 1 && few ? kRowsPerTask / 2 : kRowsPerTask;
+}
+
 // Copies `count` rows of `channels` values to rows of `stride`, or back.
 static inline void CopyRows(const float* from, size_t from_stride, size_t channels, size_t count, float* to,
                             size_t to_stride) {

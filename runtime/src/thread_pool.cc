@@ -12,6 +12,26 @@ __asm__(".symver pthread_join, pthread_join@GLIBC_2.17");
 #endif
 
 namespace binaryvit {
+namespace {
+
+// Waits until `ready()`, for some ten microseconds at most, and without giving the processor away.
+#if defined(__x86_64__)
+constexpr int kSpins = 8000;
+void Pause() { __builtin_ia32_pause(); }
+#elif defined(__aarch64__)
+constexpr int kSpins = 20000;
+void Pause() { __asm__ volatile("yield"); }
+#else
+constexpr int kSpins = 20000;
+void Pause() {}
+#endif
+
+template <typename Ready>
+void Spin(const Ready& ready) {
+  for (int spin = 0; spin < kSpins && !ready(); ++spin) Pause();
+}
+
+}  // namespace
 
 void ThreadPool::SetThreads(int count) {
   if (count < 1) count = 1;
@@ -47,19 +67,22 @@ void ThreadPool::Stop() {
 void* ThreadPool::WorkerMain(void* argument) {
   const Worker& worker = *static_cast<Worker*>(argument);
   ThreadPool& pool = *worker.pool;
-  pthread_mutex_lock(&pool.mutex_);
   uint64_t seen = 0;
   while (true) {
+    Spin([&] { return pool.generation_.load(std::memory_order_relaxed) != seen; });
+    pthread_mutex_lock(&pool.mutex_);
     while (pool.generation_ == seen && !pool.stop_) pthread_cond_wait(&pool.work_, &pool.mutex_);
-    if (pool.stop_) break;
+    const bool stop = pool.stop_;
     seen = pool.generation_;
     pthread_mutex_unlock(&pool.mutex_);
+    if (stop) return nullptr;
     pool.Work(worker.index);
-    pthread_mutex_lock(&pool.mutex_);
-    if (--pool.busy_ == 0) pthread_cond_signal(&pool.done_);
+    if (pool.busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pthread_mutex_lock(&pool.mutex_);
+      pthread_cond_signal(&pool.done_);
+      pthread_mutex_unlock(&pool.mutex_);
+    }
   }
-  pthread_mutex_unlock(&pool.mutex_);
-  return nullptr;
 }
 
 void ThreadPool::Work(int thread) {
@@ -96,6 +119,8 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
   pthread_cond_broadcast(&work_);
   pthread_mutex_unlock(&mutex_);
   Work(0);
+  Spin([&] { return busy_.load(std::memory_order_acquire) == 0; });
+  if (busy_.load(std::memory_order_acquire) == 0) return;
   pthread_mutex_lock(&mutex_);
   while (busy_ > 0) pthread_cond_wait(&done_, &mutex_);
   pthread_mutex_unlock(&mutex_);

@@ -1,4 +1,5 @@
-// ThreadPool: splits loops over its threads. Idle threads sleep; after a fork the child gets threads of its own.
+// ThreadPool: splits loops over its threads. Idle threads sleep, but for a moment after each loop: the next operator's
+// follows within microseconds, and waking a thread takes longer. After a fork the child gets threads of its own.
 #ifndef BINARYVIT_THREAD_POOL_H_
 #define BINARYVIT_THREAD_POOL_H_
 
@@ -57,9 +58,9 @@ class ThreadPool {
   pthread_cond_t work_ = PTHREAD_COND_INITIALIZER;
   pthread_cond_t done_ = PTHREAD_COND_INITIALIZER;
 
-  // Under the mutex.
-  uint64_t generation_ = 0;  // counts loops
-  int busy_ = 0;             // workers that haven't finished the loop
+  // Changed under the mutex, but for the end of a worker's share.
+  std::atomic<uint64_t> generation_{0};  // counts loops
+  std::atomic<int> busy_{0};             // workers that haven't finished the loop
   bool stop_ = false;
 
   // Of the current loop.
