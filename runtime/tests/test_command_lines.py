@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from binaryvit_runtime import Classifier, Interpreter, Prediction, Preprocessing, benchmark, run
+from binaryvit_runtime import Classifier, Interpreter, OperatorTime, Prediction, Preprocessing, benchmark, run
 from classifiers import classifier
 from models import Tensor, single_op
 from PIL import Image
@@ -200,7 +200,7 @@ def test_benchmark_prints_tables(files, quantizer, capsys):
 
 
 def test_benchmark_prints_json(quantizer, capsys):
-    assert benchmark.main([str(quantizer), "--runs", "9", "--warm-up", "0", "--json", "--profile"]) == 0
+    assert benchmark.main([str(quantizer), "--runs", "9", "--warm-up", "4", "--json", "--profile"]) == 0
     report = json.loads(capsys.readouterr().out)
     (result,) = report["results"]
     times = result["milliseconds"]
@@ -221,6 +221,33 @@ def test_benchmark_prints_a_profile(files, quantizer, capsys):
     assert ["LiteRT", "and", "XNNPACK"] in [line[:3] for line in lines]
     assert benchmark.main(["model.tflite", "--runs", "3", "--profile"]) == 0  # without a binary operator
     assert "slowest" not in capsys.readouterr().out
+
+
+def test_benchmark_shares_out_the_time(monkeypatch, files, capsys):
+    """Two inferences of 1 and 3 ms, in which three operators took 0.5, 0.3 and 0.2 ms altogether."""
+    operators = [
+        OperatorTime("A", "x", 2, 200_000),
+        OperatorTime("B", "y", 2, 500_000),
+        OperatorTime("A", "z", 2, 300_000),
+    ]
+    result = benchmark.Measurement("model.tflite", 1_500_000, 1, np.array([1.0, 3.0]), operators)
+    monkeypatch.setattr(benchmark, "measure", lambda *_: [result])
+    assert benchmark.main(["model.tflite", "--profile"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1][:3] == ["model.tflite", "1.50", "1"] and rows[1][3] == "2.000"
+    for row in (
+        ["A", "2", "0.250", "12.5%"],
+        ["B", "1", "0.250", "12.5%"],
+        ["LiteRT", "and", "XNNPACK", "1.500", "75.0%"],
+        ["an", "inference", "2.000", "100.0%"],
+        ["B", "y", "0.250", "12.5%"],
+    ):
+        assert row in rows
+    assert [row[1] for row in rows if row[:1] in (["A"], ["B"]) and len(row) == 4 and row[1].isalpha()] == [
+        "y",
+        "z",
+        "x",
+    ]
 
 
 def test_benchmark_measures_after_the_warm_up(monkeypatch, quantizer):

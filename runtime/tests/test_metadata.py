@@ -87,6 +87,16 @@ def test_cut_anywhere():
     assert refused > len(whole) / 4
 
 
+def test_a_length_beyond_the_file():
+    content = bytearray(model(CONTENT))
+    start = content.index(b'{"version"')
+    content[start - 4 : start] = (len(content) - start + 1).to_bytes(4, "little")
+    with pytest.raises(
+        ValueError, match=f"truncated or damaged: {len(content)} bytes, and it points to {len(content) + 1}"
+    ):
+        read_metadata(bytes(content))
+
+
 @given(st.data())
 @settings(max_examples=400)
 def test_any_bytes(data):
