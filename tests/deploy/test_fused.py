@@ -28,12 +28,14 @@ CHANNELS = st.sampled_from([1, 5, 31, 32, 33, 48, 64])
 
 
 def randomized(layer, *shapes):
-    """Builds the layer, gives it random constants, and returns random inputs."""
+    """Builds the layer, gives it random constants, and returns random inputs; many are on a threshold exactly."""
     layer.build(shapes[0] if len(shapes) == 1 else list(shapes))
     rng = np.random.default_rng(0)
     values = {
         row: rng.normal(size=getattr(layer, name).shape[1]) for name in layer.tables for row in layer.tables[name]
     }
+    for row in ("scale", *(row for row in values if "threshold" in row)):
+        values[row] = np.round(2 * values[row]) / 2
     for name in ("kernel", "kernels", "kernel_1", "kernel_2"):
         if hasattr(layer, name):
             values[name] = rng.choice([-1.0, 1.0], getattr(layer, name).shape)
@@ -41,7 +43,7 @@ def randomized(layer, *shapes):
         values["probability_threshold"] = rng.uniform(0.01, 0.2, 1)
     for name, value in layer.constants(**values).items():
         getattr(layer, name).assign(value)
-    return [normal(*shape, seed=1 + index) for index, shape in enumerate(shapes)]
+    return [np.round(2 * normal(*shape, seed=1 + index)) / 2 for index, shape in enumerate(shapes)]
 
 
 def check(layer, inputs, reference, **options):
@@ -76,6 +78,18 @@ def test_attention(batch, height, width, heads, head_dim, reduction, residual):
     layer = fused.SelfAttention(heads, reduction, residual=residual)
     inputs = randomized(layer, (batch, height * reduction, width * reduction, heads * head_dim))
     check(layer, inputs, fused_reference.attention, **layer.attributes)
+
+
+def test_a_tie_with_the_probability_threshold_is_no_attention():
+    layer = fused.SelfAttention(2)
+    (x,) = randomized(layer, (1, 2, 2, 16))
+    x = np.broadcast_to(x[:, :1, :1], x.shape)  # four equal keys: each has a quarter
+    outputs = []
+    for threshold in (0.25, np.nextafter(np.float32(0.25), np.float32(0))):
+        layer.probability_threshold.assign([threshold])
+        check(layer, [x], fused_reference.attention, **layer.attributes)
+        outputs.append(numpy(layer(x)))
+    assert np.any(outputs[0] != outputs[1])
 
 
 @given(st.integers(1, 7), st.integers(1, 7), CHANNELS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 1))
