@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from binaryvit_runtime import Interpreter
 from models import Tensor, options, pack, run, single_op
+from test_fused_ops import attention, feed_forward, patch_merging, pooling
 from test_kernels import product
 
 HERE = Path(__file__).parent
@@ -56,6 +57,17 @@ def models(tmp_path_factory):
     for index in range(20):
         flatbuffer, x = convolution(rng)
         record(f"convolution_{index}", flatbuffer, x, run(flatbuffer, x))
+    for index, channels in enumerate((1, 20, 32, 64, 100, 128)):
+        heads, expansion = (2, 8) if channels % 4 == 0 else (1, 3)
+        shape = (1, 6, 9, channels)
+        cases = {
+            "feed_forward": feed_forward(index, shape, expansion, False),
+            "attention": attention(index, 1, (2, 3), 1 + index % 3, heads, channels // heads, True),
+            "pooling": pooling(index, shape, 2, 2, True),
+            "patch_merging": patch_merging(index, 1, 3, 5, channels, 2),
+        }
+        for name, (flatbuffer, (x,), expected) in cases.items():
+            record(f"{name}_{index}", flatbuffer, x, expected)
     for channels in 1, 31, 32, 100, 128, 513:
         x = rng.choice([0.0, -0.0, np.nan, -np.inf, 1e-45, -1e-45, 1, -1], (1, 3, channels)).astype(np.float32)
         output = Tensor((1, 3, -(-channels // 32)), "int32")
@@ -97,4 +109,4 @@ def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, librar
     command = [HERE / "arm64.sh", HERE / "arm64_check.py", models, library]
     result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "68 models agree" in result.stdout
+    assert "92 models agree" in result.stdout
