@@ -16,7 +16,7 @@ $(VENV)/.test: $(VENV)/.examples
 	$(BIN)/pip install --quiet -e '.[test]'
 	touch $@
 
-$(VENV)/.runtime: $(VENV)/.test $(wildcard runtime/*.* runtime/src/* runtime/python/*/*.py)
+$(VENV)/.runtime: $(VENV)/.test $(wildcard runtime/*.* runtime/include/* runtime/src/* runtime/python/*/*.py)
 	$(BIN)/pip install --quiet './runtime[test]'
 	touch $@
 
