@@ -11,6 +11,10 @@ namespace binaryvit {
 
 constexpr size_t kAlignment = 64;  // a cache line, and the widest vector
 
+// A hundred times what real networks take. A wrong shape can ask for so much that the system ends the process, long before
+// it says that there is no memory.
+constexpr size_t kMostBufferBytes = size_t{1} << 28;
+
 template <typename T>
 class Buffer {
  public:
@@ -24,7 +28,7 @@ class Buffer {
     std::free(data_);
     data_ = nullptr;
     size_ = 0;
-    if (size > SIZE_MAX / 2 / sizeof(T)) return false;
+    if (size > kMostBufferBytes / sizeof(T)) return false;
     const size_t bytes = (size * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, bytes ? bytes : kAlignment) != 0) return false;

@@ -34,7 +34,7 @@ const OpType* FindOp(const char* name) {
 
 struct BinaryVitDelegate : litert::Delegate {
   Session session;
-  int num_threads = 0;  // 0: as the interpreter recommends
+  int num_threads = 0;  // 0: as the first graph's interpreter recommends
   bool profile = false;
   BinaryVitProfileEntry* entries = nullptr;
   size_t entry_count = 0;
@@ -74,6 +74,12 @@ bool AddProfileEntry(Kernel* kernel, const char* output) {
   return true;
 }
 
+// Of the first output, where there is one: hosts take nodes without.
+const char* OutputName(const Context* context, const IntArray& outputs) {
+  const int index = outputs.size > 0 ? outputs.data[0] : -1;
+  return index >= 0 && static_cast<size_t>(index) < context->tensors_size ? context->tensors[index].name : nullptr;
+}
+
 void FreeKernel(Context*, void* data) {
   auto* kernel = static_cast<Kernel*>(data);
   if (!kernel) return;
@@ -102,9 +108,7 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
     return nullptr;
   }
   if (kernel->delegate->profile) {
-    const IntArray* outputs = kernel->original.outputs;
-    const char* output = outputs->size > 0 ? context->tensors[outputs->data[0]].name : nullptr;
-    if (!AddProfileEntry(kernel, output)) {
+    if (!AddProfileEntry(kernel, OutputName(context, *kernel->original.outputs))) {
       FreeKernel(context, kernel);
       return nullptr;
     }
@@ -138,8 +142,11 @@ Status InvokeKernel(Context* context, Node* node) {
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
   auto* delegate = static_cast<BinaryVitDelegate*>(base);
-  const int threads = delegate->num_threads > 0 ? delegate->num_threads : context->recommended_num_threads;
-  delegate->session.pool.SetThreads(threads);
+  // Operators have memory for as many threads as there were when they were prepared: a second graph can't change that.
+  if (delegate->num_threads == 0) {
+    delegate->num_threads = context->recommended_num_threads > 0 ? context->recommended_num_threads : 1;
+  }
+  delegate->session.pool.SetThreads(delegate->num_threads);
 
   IntArray* plan;
   if (context->GetExecutionPlan(context, &plan) != litert::kOk) return litert::kError;

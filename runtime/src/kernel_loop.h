@@ -208,21 +208,42 @@ struct ContextOutput {
 // An Isa has a Simd and a Tile with the static constants kUnits, kWordGroup, kRows (a power of two), kBlocks (1 or 2),
 // kHiddenUnits and kHiddenRows, and
 //
-//   template <int rows, int vectors, int constant_words = 0>
+//   template <int rows, int vectors, int constant_words, bool interleaved>
 //   static void Count(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
 //                     Simd::Int (&counts)[rows][vectors]);
 //
 // for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
-// where `constant_words` isn't 0, it is the number of words. PackMasks(words, bits, mask) sets the bits of words from
+// where `constant_words` isn't 0, it is the number of words. In sets
+// with kInterleaves, kRows rows may have come through Interleave. PackMasks(words, bits, mask) sets the bits of words from
 // mask(i), the Simd's Mask of the values from i on;
 // StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile.
-template <typename Isa, int rows, int blocks, typename Output>
+// Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
+constexpr size_t kMostInterleavedWords = 2048;
+template <typename Isa>
+bool CanInterleave(const Rows& rows, size_t words) {
+  return words % 2 == 0 && rows.count * words <= kMostInterleavedWords;
+}
+
+template <typename Isa>
+void Interleave(const Rows& rows, size_t words, uint32_t* output) {
+  constexpr size_t height = Isa::Tile::kRows;
+  for (size_t row = 0; row + height <= rows.count; row += height) {
+    const uint32_t* from = rows.data + row * rows.stride;
+    for (size_t word = 0; word < words; word += 2, from += 2) {
+      for (size_t r = 0; r < height; ++r, output += 2) {
+        std::memcpy(output, from + r * rows.stride, 2 * sizeof(uint32_t));
+      }
+    }
+  }
+}
+
+template <typename Isa, int rows, int blocks, bool interleaved, typename Output>
 inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words, const Output& output,
                size_t row, size_t unit) {
   using Simd = typename Isa::Simd;
   constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
   typename Simd::Int counts[rows][vectors];
-  Isa::Tile::template Count<rows, vectors>(activations, stride, weights, words, counts);
+  Isa::Tile::template Count<rows, vectors, 0, interleaved>(activations, stride, weights, words, counts);
   decltype(output.target.At(row, unit)) places[rows];
   Unroll<rows>([&](int r) BINARYVIT_INLINE { places[r] = output.target.At(row + r, unit); });
   // Vector by vector, so that few constants are in registers at a time.
@@ -258,23 +279,31 @@ __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t strid
   alignas(kAlignment) Value edge[rows * width];
   Output beside = output;
   beside.target = {edge, width, unit};
-  StoreTile<Isa, rows, blocks>(activations, stride, weights, words, beside, 0, unit);
+  StoreTile<Isa, rows, blocks, false>(activations, stride, weights, words, beside, 0, unit);
   for (int r = 0; r < rows; ++r) {
     std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
   }
 }
 
-// Weights of a block stay in the first cache while all rows pass.
+// Weights of a block stay in the first cache while all rows pass. `interleaved` are the rows once more, or null.
 template <typename Isa, int blocks, typename Output>
-void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, const Output& shared, size_t unit,
-                    size_t units) {
+void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_t* weights, size_t words,
+                    const Output& shared, size_t unit, size_t units) {
   const Output output = shared;  // nothing that is stored can change it
   constexpr bool padded = decltype(Output::target)::kIsPadded;
+  constexpr int most = Isa::Tile::kRows;
   const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
-  ForRowTiles<Isa::Tile::kRows>(rows.count, [&](size_t row, auto height) BINARYVIT_INLINE {
+  size_t done = 0;
+  if constexpr (Isa::Tile::kInterleaves) {
+    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words) {
+      StoreTile<Isa, most, blocks, true>(interleaved, rows.stride, weights, words, output, done, unit);
+    }
+  }
+  ForRowTiles<most>(rows.count - done, [&](size_t row, auto height) BINARYVIT_INLINE {
+    row += done;
     const uint32_t* activations = rows.data + row * rows.stride;
     if (fits) {
-      StoreTile<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit);
+      StoreTile<Isa, height, blocks, false>(activations, rows.stride, weights, words, output, row, unit);
     } else if constexpr (!padded) {
       RunEdge<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit, units);
     }
@@ -284,15 +313,20 @@ void ForEachRowTile(const Rows& rows, const uint32_t* weights, size_t words, con
 template <typename Isa, typename Output>
 void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
   using Tile = typename Isa::Tile;
+  alignas(kAlignment) uint32_t interleaved[Tile::kInterleaves ? kMostInterleavedWords : 1];
+  const bool interleaves = Tile::kInterleaves && CanInterleave<Isa>(rows, weights.words);
+  if (interleaves) Interleave<Isa>(rows, weights.words, interleaved);
+  const uint32_t* copy = interleaves ? interleaved : nullptr;
+
   const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
   const uint32_t* data = weights.data;
   size_t unit = 0;
   for (; unit + (Tile::kBlocks - 1) * Tile::kUnits < weights.units; unit += Tile::kBlocks * Tile::kUnits) {
-    ForEachRowTile<Isa, Tile::kBlocks>(rows, data, weights.words, output, unit, weights.units);
+    ForEachRowTile<Isa, Tile::kBlocks>(rows, copy, data, weights.words, output, unit, weights.units);
     data += Tile::kBlocks * block_size;
   }
   for (; unit < weights.units; unit += Tile::kUnits, data += block_size) {
-    ForEachRowTile<Isa, 1>(rows, data, weights.words, output, unit, weights.units);
+    ForEachRowTile<Isa, 1>(rows, copy, data, weights.words, output, unit, weights.units);
   }
 }
 
@@ -349,7 +383,8 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
   using Float = typename Simd::Float;
   const auto unit = [&]() BINARYVIT_INLINE {
     typename Simd::Int counts[rows][vectors];
-    Tile::template Count<rows, vectors, constant_words>(activations, stride, weights, hidden.words, counts);
+    constexpr bool interleaved = Tile::kInterleaves && constant_words > 0;
+    Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, hidden.words, counts);
     // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
     Float constants[4][vectors];
     Unroll<4>([&](int i) BINARYVIT_INLINE {
@@ -378,66 +413,116 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
   if (count % 2 != 0) unit();
 }
 
-// All hidden units of a tile of channels.
+// Where a tile's rows are read and written: the first one's, and how far it is to the next one's.
+struct ExpandedRows {
+  const uint32_t* activations;
+  size_t stride;
+  const float* shortcuts;
+  size_t row_of_shortcuts;
+  float* means;
+  size_t means_stride;
+  uint32_t* bits;
+  size_t bits_stride;
+};
+
+// All hidden units of a tile of channels. Only without `constant_words` may there be more than a word has bits.
 template <typename Isa, int rows, int constant_words>
-inline BINARYVIT_INLINE void ExpandTile(const uint32_t* activations, size_t stride, const Hidden& hidden, size_t tile,
-                                        const float* shortcuts, size_t row_of_shortcuts, float* means,
-                                        size_t means_stride, uint32_t* bits, size_t bits_stride) {
+inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* weights, const float* table,
+                                        bool begins_words, const ExpandedRows& to) {
   using Tile = typename Isa::Tile;
   using Simd = typename Isa::Simd;
   constexpr int vectors = Tile::kHiddenUnits / Simd::kLanes;
-  const size_t expansion = hidden.expansion, share = TilesPerWord(expansion);
+  const size_t expansion = hidden.expansion;
   const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
-  const uint32_t* weights = hidden.weights + tile * expansion * block_size;
-  const float* table = hidden.table + 4 * tile * expansion * Tile::kHiddenUnits;
-  shortcuts += tile * Tile::kHiddenUnits % hidden.period;
-  bits += tile / share * WordsFor(expansion) * Tile::kHiddenUnits;
-  const bool begins_words = tile % share == 0;
 
   typename Simd::Float sums[rows][vectors];
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[r][v] = Simd::Set(0.0f); });
   });
-  for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
-    const size_t count = expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord;
+  const auto part = [&](size_t first, size_t count, uint32_t* bits) BINARYVIT_INLINE {
     typename Simd::Int pushed[rows][vectors];
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        const auto* word = reinterpret_cast<const int32_t*>(bits + r * bits_stride + v * Simd::kLanes);
+        const auto* word = reinterpret_cast<const int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes);
         pushed[r][v] = begins_words ? Simd::Set(int32_t{0}) : Simd::Load(word);
       });
     });
     ExpandUnits<Isa, rows, constant_words, vectors>(
-        activations, stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits, block_size,
-        shortcuts + first * hidden.period, row_of_shortcuts, count, pushed, sums);
+        to.activations, to.stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits,
+        block_size, to.shortcuts + first * hidden.period, to.row_of_shortcuts, count, pushed, sums);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        Simd::Store(reinterpret_cast<int32_t*>(bits + r * bits_stride + v * Simd::kLanes), pushed[r][v]);
+        Simd::Store(reinterpret_cast<int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes), pushed[r][v]);
       });
     });
+  };
+  if constexpr (constant_words > 0) {
+    part(0, expansion, to.bits);
+  } else {
+    uint32_t* bits = to.bits;
+    for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
+      part(first, expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord, bits);
+    }
   }
   const auto share_of_each = Simd::Set(1.0f / static_cast<float>(expansion));
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-      float* to = means + r * means_stride + tile * Tile::kHiddenUnits + v * Simd::kLanes;
-      Simd::Store(to, Simd::Multiply(sums[r][v], share_of_each));
+      Simd::Store(to.means + r * to.means_stride + v * Simd::kLanes, Simd::Multiply(sums[r][v], share_of_each));
     });
   });
+}
+
+// A tile of channels for `count` times as many rows as a tile has.
+template <typename Isa, int rows, int constant_words>
+__attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32_t* weights, const float* table,
+                                              bool begins_words, ExpandedRows to, size_t count) {
+  for (; count > 0; --count) {
+    ExpandTile<Isa, rows, constant_words>(hidden, weights, table, begins_words, to);
+    to.activations += rows * to.stride;
+    to.shortcuts += rows * to.row_of_shortcuts;
+    to.means += rows * to.means_stride;
+    to.bits += rows * to.bits_stride;
+  }
 }
 
 template <typename Isa, int constant_words>
 void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                  uint32_t* bits, size_t bits_stride) {
   using Tile = typename Isa::Tile;
-  const size_t row_of_shortcuts = hidden.expansion * hidden.period;
+  constexpr int height = Tile::kHiddenRows;
+  const size_t row_of_shortcuts = hidden.expansion * hidden.period, share = TilesPerWord(hidden.expansion);
+  const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
+  const size_t whole = rows.count / height;
+
+  constexpr bool interleaves = Tile::kInterleaves && constant_words > 0;
+  static_assert(!interleaves || height == Tile::kRows, "Interleave takes that many");
+  alignas(kAlignment) uint32_t interleaved[interleaves ? kMostInterleavedWords : 1];
+  const Rows whole_rows = {interleaves ? interleaved : rows.data, interleaves ? hidden.words : rows.stride, whole};
+  if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
+
   for (size_t tile = 0; tile < hidden.channels / Tile::kHiddenUnits; ++tile) {
-    ForRowTiles<Tile::kHiddenRows>(rows.count, [&](size_t row, auto height) BINARYVIT_INLINE {
-      // Tiles of fewer rows are few: code for them needn't be there for each number of words.
-      constexpr int words = height == Tile::kHiddenRows ? constant_words : 0;
-      ExpandTile<Isa, height, words>(rows.data + row * rows.stride, rows.stride, hidden, tile,
-                                     shortcuts + row * row_of_shortcuts, row_of_shortcuts, means + row * means_stride,
-                                     means_stride, bits + row * bits_stride, bits_stride);
-    });
+    const uint32_t* weights = hidden.weights + tile * hidden.expansion * block_size;
+    const float* table = hidden.table + 4 * tile * hidden.expansion * Tile::kHiddenUnits;
+    const bool begins_words = tile % share == 0;
+    const auto rows_from = [&](size_t row, const Rows& source) {
+      return ExpandedRows{source.data + row * source.stride,
+                          source.stride,
+                          shortcuts + row * row_of_shortcuts + tile * Tile::kHiddenUnits % hidden.period,
+                          row_of_shortcuts,
+                          means + row * means_stride + tile * Tile::kHiddenUnits,
+                          means_stride,
+                          bits + row * bits_stride + tile / share * WordsFor(hidden.expansion) * Tile::kHiddenUnits,
+                          bits_stride};
+    };
+    ExpandTileRows<Isa, height, constant_words>(hidden, weights, table, begins_words, rows_from(0, whole_rows), whole);
+    // Tiles of fewer rows are few: code for them needn't be there for each number of words.
+    if constexpr (height > 1) {
+      const size_t first = whole * height;
+      const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};
+      ForRowTiles<height / 2>(rest.count, [&](size_t row, auto less) {
+        ExpandTileRows<Isa, less, 0>(hidden, weights, table, begins_words, rows_from(first + row, rows), 1);
+      });
+    }
   }
 }
 
@@ -447,6 +532,9 @@ void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, f
   const auto run = [&](auto words) {
     ExpandWords<Isa, words>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
   };
+  if (hidden.expansion > kBitsPerWord || !CanInterleave<Isa>(rows, hidden.words)) {
+    return run(std::integral_constant<int, 0>());
+  }
   switch (hidden.words) {  // those of 64, 128, 256 and 512 channels
     case 2:
       return run(std::integral_constant<int, 2>());

@@ -46,24 +46,25 @@ template <typename Sum>
 struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
+  static constexpr bool kInterleaves = true;
+  static constexpr size_t kMaxWords = Sum::kMaxWords;
 
-  template <int rows, int vectors, int constant_words = 0>
+  template <int rows, int vectors, int constant_words, bool interleaved>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, int32x4_t (&counts)[rows][vectors]) {
-    if (constant_words == 0 && __builtin_expect(words > Sum::kMaxWords, false)) {
+    if (!interleaved && __builtin_expect(words > Sum::kMaxWords, false)) {
       CountLong<rows, vectors>(activations, stride, weights, words, &counts[0][0]);
       return;
     }
     typename Sum::Part parts[rows][vectors];
     constexpr size_t units = vectors * kLanes;
-    if constexpr (constant_words > 0) {
-      static_assert(constant_words % 2 == 0, "words are added in pairs");
-      Unroll<constant_words / 2>([&](int pair) BINARYVIT_INLINE {
-        if (pair == 0) AddWords<rows, vectors, 2, true>(activations, stride, weights, parts);
-        if (pair > 0) {
-          AddWords<rows, vectors, 2, false>(activations + 2 * pair, stride, weights + 2 * pair * units, parts);
-        }
-      });
+    if constexpr (interleaved) {
+      if (constant_words > 0) words = constant_words;
+      AddInterleaved<vectors, true>(activations, weights, parts);
+      for (size_t pair = 1; pair < words / 2; ++pair) {
+        activations += 2 * rows, weights += 2 * units;
+        AddInterleaved<vectors, false>(activations, weights, parts);
+      }
     } else if (words == 1) {
       AddWords<rows, vectors, 1, true>(activations, stride, weights, parts);
     } else {
@@ -90,10 +91,30 @@ struct ArmTile {
     while (words > 0) {
       const size_t step = words < Sum::kMaxWords ? words : Sum::kMaxWords;
       int32x4_t more[rows][vectors];
-      Count<rows, vectors>(activations, stride, weights, step, more);
+      Count<rows, vectors, 0, false>(activations, stride, weights, step, more);
       for (int i = 0; i < rows * vectors; ++i) counts[i] = vaddq_s32(counts[i], more[i / vectors][i % vectors]);
       activations += step, weights += step * vectors * kLanes, words -= step;
     }
+  }
+
+  // Two words of each of four rows, the rows' words side by side: a load spreads those of two rows over vectors.
+  template <int vectors, bool first>
+  static inline BINARYVIT_INLINE void AddInterleaved(const uint32_t* activations, const uint32_t* weights,
+                                                     typename Sum::Part (&parts)[4][vectors]) {
+    uint32x4_t weight[2][vectors];
+    Unroll<2>([&](int w) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[w][v] = vld1q_u32(weights + (w * vectors + v) * kLanes); });
+    });
+    Unroll<2>([&](int half) BINARYVIT_INLINE {
+      const uint32x4x4_t bits = vld4q_dup_u32(activations + 4 * half);
+      Unroll<4>([&](int i) BINARYVIT_INLINE {
+        const int r = 2 * half + i / 2, w = i % 2;
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+          const uint8x16_t count = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits.val[i], weight[w][v])));
+          parts[r][v] = first && w == 0 ? Sum::First(count) : Sum::Add(parts[r][v], count);
+        });
+      });
+    });
   }
 
   template <int rows, int vectors, int words, bool first>

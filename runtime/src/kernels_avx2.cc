@@ -62,8 +62,9 @@ __m256i SumOfBytes(__m256i bytes) {
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
+  static constexpr bool kInterleaves = false;
 
-  template <int rows, int vectors, int constant_words = 0>
+  template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m256i (&counts)[rows][vectors]) {
     constexpr size_t units = vectors * kLanes;

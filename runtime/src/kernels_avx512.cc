@@ -46,8 +46,9 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 16;
   static constexpr int kRows = 8, kBlocks = 2, kHiddenRows = 8;
+  static constexpr bool kInterleaves = false;
 
-  template <int rows, int vectors, int constant_words = 0>
+  template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m512i (&counts)[rows][vectors]) {
     Unroll<rows>([&](int r) BINARYVIT_INLINE {

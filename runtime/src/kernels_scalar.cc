@@ -74,8 +74,9 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 1, kWordGroup = 1, kHiddenUnits = 1;
   static constexpr int kRows = 1, kBlocks = 1, kHiddenRows = 1;
+  static constexpr bool kInterleaves = false;
 
-  template <int rows, int vectors, int constant_words = 0>
+  template <int rows, int vectors, int constant_words, bool>
   static void Count(const uint32_t* activations, size_t, const uint32_t* weights, size_t words,
                     int32_t (&counts)[rows][vectors]) {
     counts[0][0] = binaryvit::Count(activations, weights, words);

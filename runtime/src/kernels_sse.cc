@@ -45,8 +45,9 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 4, kWordGroup = 2, kHiddenUnits = 4;
   static constexpr int kRows = 2, kBlocks = 1, kHiddenRows = 2;
+  static constexpr bool kInterleaves = false;
 
-  template <int rows, int vectors, int constant_words = 0>
+  template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m128i (&sums)[rows][vectors]) {
     if (constant_words > 0) words = constant_words;

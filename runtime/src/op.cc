@@ -39,6 +39,10 @@ bool NodeView::Fail(const char* format, ...) const {
   return false;
 }
 
+bool NodeView::FailForMemory() const {
+  return Fail("needs more memory than there is, or more than %zu MiB in one piece", kMostBufferBytes >> 20);
+}
+
 bool NodeView::CheckCounts(int inputs, int outputs) const {
   const int actual_inputs = node_->inputs ? node_->inputs->size : 0;
   const int actual_outputs = node_->outputs ? node_->outputs->size : 0;
@@ -48,6 +52,10 @@ bool NodeView::CheckCounts(int inputs, int outputs) const {
   }
   for (int i = 0; i < outputs; ++i) {
     if (!Output(i)) return Fail("output %d is no tensor of the model", i);
+    if (Output(i)->allocation == litert::kReadOnlyFile) return Fail("output %d is a constant", i);
+    for (int j = 0; j < inputs; ++j) {
+      if (Input(j) == Output(i)) return Fail("output %d is input %d as well", i, j);
+    }
   }
   return true;
 }
@@ -68,22 +76,30 @@ bool NodeView::CheckRank(const litert::Tensor* tensor, const char* role, int ran
       return Fail("every dimension of the %s must be 1 or more, but dimension %d is %d", role, i, tensor->dims->data[i]);
     }
   }
+  return tensor->allocation != litert::kReadOnlyFile || CheckData(tensor, role);
+}
+
+// Hosts don't hold constants with sparsity to their shape, and take data from any place of a file.
+bool NodeView::CheckData(const litert::Tensor* tensor, const char* role) const {
+  const size_t alignment = tensor->type == litert::kInt8 || tensor->type == litert::kBool ? 1 : 4;
+  size_t size = alignment;
+  for (int i = 0; i < tensor->dims->size; ++i) {
+    if (__builtin_mul_overflow(size, static_cast<size_t>(tensor->dims->data[i]), &size)) {
+      return Fail("the %s is too large", role);
+    }
+  }
+  if (!tensor->data || tensor->bytes < size) {
+    return Fail("the %s has %zu bytes of data, but its shape needs %zu", role, tensor->data ? tensor->bytes : 0, size);
+  }
+  if (reinterpret_cast<uintptr_t>(tensor->data) % alignment != 0) {
+    return Fail("the data of the %s must begin at a multiple of %zu bytes", role, alignment);
+  }
   return true;
 }
 
 bool NodeView::CheckConstant(const litert::Tensor* tensor, const char* role, litert::Type type, int rank) const {
   if (!CheckType(tensor, role, type) || !CheckRank(tensor, role, rank)) return false;
-  if (!tensor->data || tensor->allocation != litert::kReadOnlyFile) return Fail("the %s must be a constant", role);
-  size_t size = type == litert::kInt8 || type == litert::kBool ? 1 : 4;
-  for (int i = 0; i < rank; ++i) {
-    if (__builtin_mul_overflow(size, static_cast<size_t>(tensor->dims->data[i]), &size)) {
-      return Fail("the %s is too large", role);
-    }
-  }
-  if (tensor->bytes < size) {
-    return Fail("the %s has %zu bytes of data, but its shape needs %zu", role, tensor->bytes, size);
-  }
-  return true;
+  return tensor->allocation == litert::kReadOnlyFile || Fail("the %s must be a constant", role);
 }
 
 bool NodeView::CheckShape(const litert::Tensor* tensor, const char* role, std::initializer_list<size_t> shape) const {
@@ -132,7 +148,7 @@ bool NodeView::ResizeOutput(int index, const int64_t* dims, int rank) const {
     }
   }
   auto* shape = static_cast<litert::IntArray*>(std::malloc(sizeof(int) * (static_cast<size_t>(rank) + 1)));
-  if (!shape) return Fail("out of memory");
+  if (!shape) return FailForMemory();
   shape->size = rank;
   for (int i = 0; i < rank; ++i) shape->data[i] = static_cast<int>(dims[i]);
   return context_->ResizeTensor(context_, Output(index), shape) == litert::kOk;

@@ -33,11 +33,15 @@ class NodeView {
   // Reports "name: message", as printf would write it, and returns false.
   __attribute__((format(printf, 2, 3))) bool Fail(const char* format, ...) const;
 
+  // The same where a Buffer couldn't be had.
+  bool FailForMemory() const;
+
   // Each of these is true, or reports what is wrong.
   bool CheckCounts(int inputs, int outputs) const;
-  bool CheckRank(const litert::Tensor*, const char* role, int rank) const;
   bool CheckType(const litert::Tensor*, const char* role, litert::Type) const;
-  // A constant of this type and rank, with all the data that its shape promises.
+  // This many dimensions of 1 or more; and where it is a constant, all the data that they promise. The type comes first.
+  bool CheckRank(const litert::Tensor*, const char* role, int rank) const;
+  // A constant of this type and rank.
   bool CheckConstant(const litert::Tensor*, const char* role, litert::Type, int rank) const;
   // The shape is this one.
   bool CheckShape(const litert::Tensor*, const char* role, std::initializer_list<size_t> shape) const;
@@ -55,6 +59,7 @@ class NodeView {
 
  private:
   litert::Tensor* Get(int index) const;
+  bool CheckData(const litert::Tensor*, const char* role) const;
 
   litert::Context* context_;
   litert::Node* node_;

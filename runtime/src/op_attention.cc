@@ -204,7 +204,7 @@ bool Attention::Reserve(const NodeView& node) {
 
 bool Attention::Prepare(const NodeView& node, const Options& options) {
   if (!ReadShapes(node, options)) return false;
-  if (!Pack(node) || !Reserve(node)) return node.Fail("out of memory");
+  if (!Pack(node) || !Reserve(node)) return node.FailForMemory();
   return node.ResizeLike(0, node.Input(0));
 }
 

@@ -119,8 +119,8 @@ bool LceBconv2d::ReadShapes(const NodeView& node) {
   if (!packed) groups = new_groups;
   if (groups != new_groups) return node.Fail("the number of groups changed from %zu to %zu", groups, new_groups);
 
-  // Twice the number of bits of a row must fit into 32 bits. The filter's data exists, so its product doesn't overflow.
-  if (RowWords() > (size_t{1} << 30) / kBitsPerWord) return node.Fail("a filter has more than 2^30 bits");
+  // Twice the number of bits of a row must fit into an int32. The filter's data exists, so its product doesn't overflow.
+  if (RowWords() >= (size_t{1} << 30) / kBitsPerWord) return node.Fail("a filter has 2^30 bits or more");
 
   batch = static_cast<size_t>(input->dims->data[0]);
   rows.input = input->dims->data[1];
@@ -143,7 +143,7 @@ bool LceBconv2d::ReadTransform(const NodeView& node) {
   output_type = output->type;
   if (output_type == litert::kInt32) {
     if (!check(node.Input(4), "threshold", litert::kInt32)) return false;
-    if (!thresholds.Resize(count)) return node.Fail("out of memory");
+    if (!thresholds.Resize(count)) return node.FailForMemory();
     const auto* source = static_cast<const int32_t*>(node.Input(4)->data);
     for (size_t unit = 0; unit < count; ++unit) {
       // Counts are less than 2^30 in size: a threshold beyond that is as good as one there.
@@ -173,7 +173,7 @@ bool LceBconv2d::ReadTransform(const NodeView& node) {
   const size_t group_units = UnitsPerGroup();
   transform_stride = RoundUp(group_units, node.session.kernels->unit_tile);
   if (!multiplier.Resize(groups * transform_stride) || !bias.Resize(groups * transform_stride)) {
-    return node.Fail("out of memory");
+    return node.FailForMemory();
   }
   int32_t low = -bits, high = bits;
   if (activation != kNone) low = activation == kReluN1To1 ? -1 : 0;
@@ -202,18 +202,18 @@ bool LceBconv2d::PackFilter(const NodeView& node) {
   if (packed) return true;
   const auto* filter = static_cast<const uint32_t*>(node.Input(1)->data);
   weights = static_cast<Buffer<uint32_t>*>(std::calloc(groups, sizeof(Buffer<uint32_t>)));
-  if (!weights) return node.Fail("out of memory");
+  if (!weights) return node.FailForMemory();
   for (size_t group = 0; group < groups; ++group) {
     new (&weights[group]) Buffer<uint32_t>();
     const uint32_t* source = filter + group * UnitsPerGroup() * RowWords();
     if (!PackWeights(*node.session.kernels, source, UnitsPerGroup(), RowWords(), &weights[group])) {
       FreeWeights();
-      return node.Fail("out of memory");
+      return node.FailForMemory();
     }
   }
   if (PadsZeros()) {
     // A gathered zero counts the bits of the tap's weights; a product with a true zero counts half of its channels.
-    if (!padding_sums.Resize(Taps() * units)) return node.Fail("out of memory");
+    if (!padding_sums.Resize(Taps() * units)) return node.FailForMemory();
     const auto group_channels = static_cast<int32_t>(static_cast<size_t>(channels) / groups);
     for (size_t unit = 0; unit < units; ++unit) {
       for (size_t tap = 0; tap < Taps(); ++tap) {
@@ -241,9 +241,9 @@ bool LceBconv2d::PlanTasks(const NodeView& node) {
   const size_t largest = RowWords() > units ? RowWords() : units;
   while (rows_per_task > kTaskAlignment && rows_per_task * largest > kScratchWords) rows_per_task /= 2;
   const size_t scratch_rows = rows_per_task * static_cast<size_t>(threads);
-  if (gathers && !gathered.Resize(scratch_rows * RowWords())) return node.Fail("out of memory");
+  if (gathers && !gathered.Resize(scratch_rows * RowWords())) return node.FailForMemory();
   const bool counts_needed = output_type != litert::kFloat32 || PadsZeros();
-  if (counts_needed && !counts.Resize(scratch_rows * units)) return node.Fail("out of memory");
+  if (counts_needed && !counts.Resize(scratch_rows * units)) return node.FailForMemory();
   return true;
 }
 

@@ -146,7 +146,7 @@ bool FeedForward::Pack(const NodeView& node) {
 
 bool FeedForward::Prepare(const NodeView& node, const Options& options) {
   if (!ReadShapes(node, options)) return false;
-  if (!Pack(node)) return node.Fail("out of memory");
+  if (!Pack(node)) return node.FailForMemory();
   return node.ResizeLike(0, node.Input(0));
 }
 

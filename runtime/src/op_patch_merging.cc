@@ -46,10 +46,9 @@ bool PatchMerging::Pack(const NodeView& node) {
 }
 
 bool PatchMerging::Prepare(const NodeView& node, const Options&) {
+  if (!node.CheckCounts(4, 1)) return false;
   const litert::Tensor* x = node.Input(0);
-  if (!node.CheckCounts(4, 1) || !node.CheckType(x, "input", litert::kFloat32) || !node.CheckRank(x, "input", 4)) {
-    return false;
-  }
+  if (!node.CheckType(x, "input", litert::kFloat32) || !node.CheckRank(x, "input", 4)) return false;
   const int* dims = x->dims->data;
   if (dims[1] % 2 != 0 || dims[2] % 2 != 0) return node.Fail("the map has odd sides, %d x %d", dims[1], dims[2]);
   batch = static_cast<size_t>(dims[0]);
@@ -64,7 +63,7 @@ bool PatchMerging::Prepare(const NodeView& node, const Options&) {
       !node.CheckTable(node.Input(3), "outputs", litert::kFloat32, {3, units})) {
     return false;
   }
-  if (!Pack(node)) return node.Fail("out of memory");
+  if (!Pack(node)) return node.FailForMemory();
   if (!node.CheckType(node.Output(0), "output", litert::kFloat32)) return false;
   const int64_t shape[] = {dims[0], dims[1] / 2, dims[2] / 2, static_cast<int64_t>(units)};
   return node.ResizeOutput(0, shape, 4);

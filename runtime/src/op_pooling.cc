@@ -57,8 +57,9 @@ bool Pooling::ComputeConstants(const NodeView& node) {
 }
 
 bool Pooling::Prepare(const NodeView& node, const Options& options) {
+  if (!node.CheckCounts(2, 1)) return false;
   const litert::Tensor* x = node.Input(0);
-  if (!node.CheckCounts(2, 1) || !node.CheckType(x, "input", litert::kFloat32) || !node.CheckRank(x, "input", 4) ||
+  if (!node.CheckType(x, "input", litert::kFloat32) || !node.CheckRank(x, "input", 4) ||
       !node.ReadOption(options, "vertical", 0, kMaxReach, &vertical) ||
       !node.ReadOption(options, "residual", 0, 1, &has_residual)) {
     return false;
@@ -75,7 +76,7 @@ bool Pooling::Prepare(const NodeView& node, const Options& options) {
   }
   const auto rows = static_cast<size_t>(node.Input(1)->dims->data[0]);
   if (!node.CheckShape(node.Input(1), "parameters", {rows, channels})) return false;
-  if (!ComputeConstants(node)) return node.Fail("out of memory");
+  if (!ComputeConstants(node)) return node.FailForMemory();
   return node.ResizeLike(0, x);
 }
 
