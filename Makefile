@@ -40,12 +40,13 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test
+bench: $(VENV)/.runtime
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
 	$(BIN)/python tests/bench_conversion.py
 	$(BIN)/python tests/bench_training.py
 	$(BIN)/python tests/bench_scaling.py
 	$(BIN)/python tests/show_resume.py tensorflow
+	$(BIN)/python tests/bench_runtime.py
 
 # binaryvit-runtime for x86-64 and 64-bit ARM.
 wheels:
