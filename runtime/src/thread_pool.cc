@@ -57,6 +57,7 @@ void ThreadPool::Stop() {
   if (started_ > 0 && process_ == getpid()) {
     pthread_mutex_lock(&mutex_);
     stop_ = true;
+    open_ = false;
     pthread_cond_broadcast(&work_);
     pthread_mutex_unlock(&mutex_);
     for (int i = 0; i < started_; ++i) pthread_join(workers_[i].thread, nullptr);
@@ -72,10 +73,12 @@ void* ThreadPool::WorkerMain(void* argument) {
     Spin([&] { return pool.generation_.load(std::memory_order_relaxed) != seen; });
     pthread_mutex_lock(&pool.mutex_);
     while (pool.generation_ == seen && !pool.stop_) pthread_cond_wait(&pool.work_, &pool.mutex_);
-    const bool stop = pool.stop_;
+    const bool stop = pool.stop_, joins = pool.open_;
     seen = pool.generation_;
+    if (joins) pool.busy_.fetch_add(1, std::memory_order_relaxed);
     pthread_mutex_unlock(&pool.mutex_);
     if (stop) return nullptr;
+    if (!joins) continue;
     pool.Work(worker.index);
     if (pool.busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       pthread_mutex_lock(&pool.mutex_);
@@ -89,7 +92,7 @@ void ThreadPool::Work(int thread) {
   // Copies, because they lie beside the counter that all threads write. Several indices at a time, so that they rarely do.
   const Function function = function_;
   const void* const context = context_;
-  const size_t size = size_, share = size / (8 * static_cast<size_t>(count_)) + 1;
+  const size_t size = size_, share = size / (32 * static_cast<size_t>(count_)) + 1;
   while (true) {
     const size_t first = next_.fetch_add(share, std::memory_order_relaxed);
     if (first >= size) return;
@@ -109,6 +112,7 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
     work_ = PTHREAD_COND_INITIALIZER;
     done_ = PTHREAD_COND_INITIALIZER;
     started_ = 0;
+    busy_ = 0;
   }
   if (started_ == 0) {
     generation_ = 0;
@@ -119,15 +123,18 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
   size_ = count;
   next_.store(0, std::memory_order_relaxed);
   pthread_mutex_lock(&mutex_);
-  busy_ = started_;
+  open_ = true;
   ++generation_;
   pthread_cond_broadcast(&work_);
   pthread_mutex_unlock(&mutex_);
   Work(0);
+  pthread_mutex_lock(&mutex_);
+  open_ = false;
+  pthread_mutex_unlock(&mutex_);
   Spin([&] { return busy_.load(std::memory_order_acquire) == 0; });
   if (busy_.load(std::memory_order_acquire) == 0) return;
   pthread_mutex_lock(&mutex_);
-  while (busy_ > 0) pthread_cond_wait(&done_, &mutex_);
+  while (busy_.load(std::memory_order_acquire) > 0) pthread_cond_wait(&done_, &mutex_);
   pthread_mutex_unlock(&mutex_);
 }
 

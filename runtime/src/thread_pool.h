@@ -60,7 +60,8 @@ class ThreadPool {
 
   // Changed under the mutex, but for the end of a worker's share.
   std::atomic<uint64_t> generation_{0};  // counts loops
-  std::atomic<int> busy_{0};             // workers that haven't finished the loop
+  std::atomic<int> busy_{0};             // workers in the loop
+  bool open_ = false;                    // whether more of them may join it: one that wakes up late isn't waited for
   bool stop_ = false;
 
   // Of the current loop.
