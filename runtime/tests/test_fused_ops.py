@@ -85,9 +85,7 @@ def attention(seed, batch, squares, reduction, heads, head_dim, residual):
     table[20] *= 1 / keys_count**0.5
     threshold = np.array([1.03 / keys_count], F)
     inputs = [(x, True), (pack(kernels), False), (table, False), (threshold, False)]
-    flatbuffer = single(
-        "BinaryVitAttention", inputs, shape, heads=heads, reduction=reduction, residual=int(residual)
-    )
+    flatbuffer = single("BinaryVitAttention", inputs, shape, heads=heads, reduction=reduction, residual=int(residual))
 
     def constants(kernel):
         first = 25 if kernel == 4 else 1 + 4 * kernel

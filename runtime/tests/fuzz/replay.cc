@@ -1,0 +1,24 @@
+// Runs files through the fuzz target, without libFuzzer, and prints what became of each: replay FILE...
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+std::string RunNode(const uint8_t* data, size_t size);
+
+int main(int count, char** paths) {
+  for (int i = 1; i < count; ++i) {
+    std::ifstream file(paths[i], std::ios::binary);
+    if (!file) {
+      std::fprintf(stderr, "%s can't be read\n", paths[i]);
+      return 1;
+    }
+    const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
+    std::printf("%s: ", paths[i]);
+    std::fflush(stdout);  // where it crashes, the file's name is there
+    std::printf("%s\n", RunNode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()).c_str());
+  }
+  return 0;
+}

@@ -1,0 +1,186 @@
+"""Writes nodes that run, of every operator, for the fuzz target to start from: python seeds.py FOLDER.
+
+The format is the one that fuzz_operator.cc describes.
+"""
+
+import struct
+import sys
+from pathlib import Path
+
+OPERATORS = {
+    "LceQuantize": [],
+    "LceDequantize": [],
+    "LceBconv2d": [
+        "channels_in",
+        "dilation_height_factor",
+        "dilation_width_factor",
+        "fused_activation_function",
+        "pad_values",
+        "padding",
+        "stride_height",
+        "stride_width",
+    ],
+    "LceBMaxPool2d": ["filter_height", "filter_width", "padding", "stride_height", "stride_width"],
+    "BinaryVitAttention": ["heads", "reduction", "residual"],
+    "BinaryVitFeedForward": ["residual"],
+    "BinaryVitPatchMerging": [],
+    "BinaryVitPooling": ["residual", "vertical"],
+}
+TYPES = ["float32", "int32", "int8", "bool"]
+COMPUTED, CONSTANT, LEFT_OUT, FIRST_INPUT, NO_TENSOR = range(5)
+RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE = 1, 2, 4, 8
+THREADS = {1: 0, 2: 6, 3: 7}
+KERNELS = ["", "scalar", "sse", "avx2", "avx512"]
+INTEGER = 1  # the type of an option
+
+
+def tensor(shape, dtype="float32", storage=COMPUTED, scale=None, more=0, offset=0, content=None):
+    """Returns the bytes of a tensor; its data may have `more` bytes than its shape, or not be aligned."""
+    result = bytes([storage, TYPES.index(dtype), len(shape)]) + struct.pack(f"<{len(shape)}i", *shape)
+    result += b"\x00" if scale is None else b"\x01" + struct.pack("<fi", scale, 3)
+    content = {"float32": 0}.get(dtype, 1) if content is None else content  # reals, or bits
+    return result + struct.pack("<hBB", more, offset, content)
+
+
+def constant(shape, dtype="float32", **changes):
+    return tensor(shape, dtype, CONSTANT, **changes)
+
+
+def node(name, inputs, output, kernels="", threads=1, switches=0, resized=(), **options):
+    """Returns the bytes of a node."""
+    names = OPERATORS[name]
+    result = bytes([list(OPERATORS).index(name), KERNELS.index(kernels), THREADS[threads], switches, 0, len(names)])
+    for option in names:
+        result += struct.pack("<iB", options[option], INTEGER)
+    result += bytes([len(inputs)]) + b"".join(inputs) + output
+    return result + struct.pack(f"<{len(resized)}i", *resized)
+
+
+def words(channels):
+    return -(-channels // 32)
+
+
+def convolution(x, filters, taps=(1, 1), groups=1, output="float32", scale=None, **changes):
+    batch, height, width, channels = x
+    settings = {
+        "channels_in": channels,
+        "dilation_height_factor": 1,
+        "dilation_width_factor": 1,
+        "fused_activation_function": 0,
+        "pad_values": 0,
+        "padding": 0,
+        "stride_height": 1,
+        "stride_width": 1,
+    }
+    inputs = [
+        tensor((batch, height, width, words(channels)), "int32"),
+        constant((filters, *taps, words(channels) // groups), "int32"),
+        constant((filters,)),
+        constant((filters,)),
+        constant((filters,), "int32") if output == "int32" else bytes([LEFT_OUT]),
+    ]
+    return node("LceBconv2d", inputs, tensor((1, 1, 1, 1), output, scale=scale), **settings | changes)
+
+
+def max_pooling(x, size, padding=0, stride=1, **changes):
+    sides = {"filter_height": size, "filter_width": size, "stride_height": stride, "stride_width": stride}
+    output = tensor((1, 1, 1, 1), "int32")
+    return node("LceBMaxPool2d", [tensor(x, "int32")], output, padding=padding, **sides, **changes)
+
+
+def attention(x, heads=1, reduction=1, residual=0, **changes):
+    channels = x[-1]
+    inputs = [
+        tensor(x),
+        constant((5 if reduction > 1 else 4, channels, words(channels)), "int32"),
+        constant((29 if reduction > 1 else 25, channels)),
+        constant((1,)),
+    ]
+    options = {"heads": heads, "reduction": reduction, "residual": residual}
+    return node("BinaryVitAttention", inputs, tensor(x), **options, **changes)
+
+
+def feed_forward(x, expansion, residual=0, **changes):
+    channels, hidden = x[-1], x[-1] * expansion
+    inputs = [
+        tensor(x),
+        constant((hidden, words(channels)), "int32"),
+        constant((4, hidden)),
+        constant((channels, words(hidden)), "int32"),
+        constant((7, channels)),
+    ]
+    inputs += [tensor(x)] * residual
+    return node("BinaryVitFeedForward", inputs, tensor(x), residual=residual, **changes)
+
+
+def patch_merging(x, copies, **changes):
+    channels, units = x[-1], x[-1] * copies
+    inputs = [
+        tensor(x),
+        constant((units, 4 * words(channels)), "int32"),
+        constant((2, channels)),
+        constant((3, units)),
+    ]
+    return node("BinaryVitPatchMerging", inputs, tensor((1, 1, 1, 1)), **changes)
+
+
+def pooling(x, vertical, horizontal, residual=0, **changes):
+    inputs = [tensor(x), constant((4 + vertical + horizontal, x[-1]))]
+    return node("BinaryVitPooling", inputs, tensor(x), vertical=vertical, residual=residual, **changes)
+
+
+def seeds():
+    """Returns nodes by name."""
+    bits = tensor((1, 1, 1, 1), "int32")
+    again = {"switches": RESIZES | RUNS_TWICE}
+    found = {
+        "quantize_float32": node("LceQuantize", [tensor((2, 3, 65))], bits),
+        "quantize_float32_words": node("LceQuantize", [tensor((5, 64))], bits, threads=3),
+        "quantize_int8": node("LceQuantize", [tensor((2, 33), "int8", scale=0.5)], bits),
+        "quantize_bool": node("LceQuantize", [tensor((2, 2, 2, 31), "bool")], bits, **again, resized=(1, 1, 3, 40)),
+        "dequantize_float32": node("LceDequantize", [tensor((2, 3, 2), "int32")], tensor((1, 1, 40))),
+        "dequantize_int8": node("LceDequantize", [tensor((3, 1), "int32")], tensor((1, 20), "int8", scale=0.5)),
+        "dequantize_bool": node("LceDequantize", [tensor((3, 1), "int32")], tensor((1, 20), "bool")),
+        "convolution_1x1": convolution((1, 3, 3, 64), 40),
+        "convolution_same_0": convolution((1, 4, 4, 40), 9, (3, 3)),
+        "convolution_same_1": convolution((1, 4, 4, 40), 9, (3, 3), pad_values=1, threads=2),
+        "convolution_dilated": convolution((2, 5, 5, 32), 3, (2, 3), dilation_height_factor=2, stride_width=2),
+        "convolution_groups": convolution((1, 3, 3, 64), 4, (2, 2), groups=2, padding=1, fused_activation_function=2),
+        "convolution_int8": convolution(
+            (1, 3, 3, 20), 5, (3, 3), output="int8", scale=0.1, fused_activation_function=3
+        ),
+        "convolution_bits": convolution((1, 3, 3, 20), 35, (3, 3), output="int32", **again, resized=(2, 4, 2, 1)),
+        "max_pooling": max_pooling((1, 5, 5, 2), 3, stride=2, **again, resized=(2, 3, 3, 2)),
+        "max_pooling_valid": max_pooling((1, 5, 4, 1), 2, padding=1, threads=3),
+        "attention": attention((1, 3, 3, 32), threads=3, residual=1, **again, resized=(2, 4, 4, 32)),
+        "attention_ragged": attention((2, 2, 3, 42), heads=2, residual=1),
+        "attention_reduced": attention((1, 4, 6, 33), heads=3, reduction=2, threads=2, **again, resized=(1, 2, 2, 33)),
+        "attention_reduced_even": attention((1, 6, 3, 64), heads=2, reduction=3, residual=1),
+        "feed_forward": feed_forward((17, 32), 4, threads=3, **again, resized=(3, 32)),
+        "feed_forward_ragged": feed_forward((2, 3, 20), 3, residual=1),
+        "feed_forward_wide": feed_forward((1, 1, 3, 16), 33),
+        "feed_forward_halves": feed_forward((9, 64), 8),
+        "merging": patch_merging((1, 4, 6, 32), 2, threads=3, **again, resized=(2, 2, 2, 32)),
+        "merging_ragged": patch_merging((1, 2, 4, 20), 3),
+        "pooling": pooling((1, 6, 9, 35), 2, 2, residual=1, threads=3, **again, resized=(1, 1, 2, 35)),
+        "pooling_3": pooling((2, 5, 9, 17), 3, 3),
+        "pooling_uneven": pooling((1, 3, 3, 5), 4, 1, switches=PROFILES | RECOMMENDS_THREADS),
+    }
+    for kernels in KERNELS[1:]:
+        found |= {
+            f"convolution_{kernels}": convolution((1, 3, 3, 72), 19, (2, 2), kernels=kernels),
+            f"attention_{kernels}": attention((1, 4, 4, 40), 2, 2, 1, kernels=kernels),
+            f"feed_forward_{kernels}": feed_forward((11, 48), 5, kernels=kernels),
+            f"feed_forward_halves_{kernels}": feed_forward((11, 64), 4, kernels=kernels),
+            f"merging_{kernels}": patch_merging((1, 2, 6, 33), 2, kernels=kernels),
+            f"pooling_{kernels}": pooling((1, 4, 5, 18), 1, 1, kernels=kernels),
+            f"quantize_{kernels}": node("LceQuantize", [tensor((2, 70))], bits, kernels=kernels),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in seeds().items():
+        (folder / name).write_bytes(content)

@@ -1,0 +1,73 @@
+#!/bin/bash
+# Tests the library with sanitisers, and fuzzes its operators:
+#
+#   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behaviour sanitisers of GCC
+#   tests/sanitize.sh thread                          the corpus of the fuzz target, with the thread sanitiser
+#   tests/sanitize.sh fuzz [seconds]                  new nodes for the fuzz target (default: 600 seconds), with clang
+#
+# Fuzzing starts from the seeds and tests/fuzz/corpus. What crashes is left in the build folder; the corpus takes it, and
+# what covers more, with
+#   tests/sanitize.sh merge                           the corpus again, without what covers nothing of its own
+#
+#   BINARYVIT_BUILD  where to build (default: build/sanitize)
+#   PYTHON           a Python with what the tests need (default: python3)
+#   CLANG            the compiler for fuzzing (default: clang++)
+set -euo pipefail
+case ${1:-} in
+  address | thread | fuzz | merge) ;;
+  *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit $([ "${1:-}" = --help ] && echo 0 || echo 2) ;;
+esac
+mode=$1
+shift
+runtime=$(cd "$(dirname "$0")/.." && pwd)
+build=${BINARYVIT_BUILD:-$PWD/build/sanitize}/$([ "$mode" = merge ] && echo fuzz || echo "$mode")
+python=${PYTHON:-python3}
+clang=${CLANG:-clang++}
+export UBSAN_OPTIONS=print_stacktrace=1
+mkdir -p "$build"
+
+compile() { # OPTION...
+  cmake -S "$runtime" -B "$build" "$@" >/dev/null
+  cmake --build "$build" --parallel
+}
+
+case $mode in
+  address)
+    compile -DBINARYVIT_SANITIZE=address,undefined
+    # The package as pip would install it.
+    package=$build/package/binaryvit_runtime
+    rm -rf "$package"
+    mkdir -p "$package"
+    cp -r "$runtime"/python/binaryvit_runtime/. "$package"
+    cp -r "$runtime/include" "$build/libbinaryvit_runtime.so" "$package"
+    # Python isn't built with the sanitiser, which therefore is loaded first, and Python's own leaks aren't of interest. A
+    # test takes memory that there isn't. Tests that build libraries of their own would test the compilers.
+    cd "$runtime"
+    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
+      ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH="$build/package" "$python" -m pytest \
+      --ignore tests/test_arm64.py --ignore tests/test_wheels.py --ignore tests/test_thread_pool.py "$@"
+    ;;
+  thread)
+    compile -DBINARYVIT_SANITIZE=thread
+    g++ -std=c++17 -O1 -g -fsanitize=thread -I"$runtime/include" -I"$runtime/src" "$runtime"/tests/fuzz/*.cc \
+      "$build/libbinaryvit_runtime.so" -Wl,-rpath,"$build" -o "$build/replay"
+    "$python" "$runtime/tests/fuzz/seeds.py" "$build/seeds"
+    TSAN_OPTIONS=halt_on_error=1 "$build/replay" "$build"/seeds/* "$runtime"/tests/fuzz/corpus/* | tail -n 3
+    ;;
+  fuzz | merge)
+    CC=${clang/++/} CXX=$clang compile -DBINARYVIT_FUZZ=ON -DBINARYVIT_SANITIZE=address,undefined
+    "$python" "$runtime/tests/fuzz/seeds.py" "$build/seeds"
+    export ASAN_OPTIONS=allocator_may_return_null=1
+    mkdir -p "$build/found"
+    options=(-max_len=600 -timeout=20 -rss_limit_mb=3000 -artifact_prefix="$build/")
+    if [ "$mode" = fuzz ]; then
+      "$build/fuzz_operator" "${options[@]}" -max_total_time="${1:-600}" "$build/found" "$build/seeds" "$runtime/tests/fuzz/corpus"
+    else
+      rm -rf "$build/merged"
+      mkdir "$build/merged"
+      "$build/fuzz_operator" "${options[@]}" -merge=1 "$build/merged" "$runtime/tests/fuzz/corpus" "$build/found"
+      rm -f "$runtime"/tests/fuzz/corpus/*
+      cp "$build"/merged/* "$runtime/tests/fuzz/corpus"
+    fi
+    ;;
+esac
