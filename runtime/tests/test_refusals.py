@@ -164,6 +164,14 @@ def test_weights_shorter_than_their_shape_are_refused():
         run(convolution(kernel=kernel))
 
 
+def test_filters_of_more_bits_than_counts_hold_are_refused():
+    taps = (2**10, 2**15)
+    kernel = Tensor((1, *taps, 1), "int32", bytes(4 * taps[0] * taps[1]))
+    flatbuffer = convolution((1, 4, 4, 1), kernel, floats(1), floats(1), channels_in=32, padding=0)
+    with pytest.raises(RuntimeError, match=r"LceBconv2d: a filter has 2\^30 bits or more"):
+        run(flatbuffer)
+
+
 @settings(max_examples=300)
 @given(content=st.binary(max_size=80))
 def test_random_options_are_refused(content):

@@ -1,4 +1,4 @@
-"""Writes nodes that run, of every operator, for the fuzz target to start from: python seeds.py FOLDER.
+"""Writes nodes for the fuzz target to start from: python seeds.py FOLDER.
 
 The format is the one that fuzz_operator.cc describes.
 """
@@ -130,7 +130,7 @@ def pooling(x, vertical, horizontal, residual=0, **changes):
 
 
 def seeds():
-    """Returns nodes by name."""
+    """Returns nodes by name that run, of every operator."""
     bits = tensor((1, 1, 1, 1), "int32")
     again = {"switches": RESIZES | RUNS_TWICE}
     found = {
@@ -179,8 +179,88 @@ def seeds():
     return found
 
 
+def hostile():
+    """Returns nodes by name, and what the operator says: a file with them gets past LiteRT, or past some hosts."""
+    x, merged = (1, 4, 4, 40), tensor((1, 2, 2, 80))
+    kernel, parameters = constant((80, 8), "int32"), constant((2, 40))
+
+    def merging(inputs, output=merged, **changes):
+        return node("BinaryVitPatchMerging", inputs, output, **changes)
+
+    def merging_with(table, image=None):
+        return merging([image or tensor(x), kernel, parameters, table])
+
+    bits, no_tensor, left_out = tensor((1, 1, 1, 1), "int32"), bytes([NO_TENSOR]), bytes([LEFT_OUT])
+    return {
+        "no_inputs_merging": (merging([]), "takes 4 inputs and 1 outputs, but the node has 0 and 1"),
+        "no_inputs_pooling": (
+            node("BinaryVitPooling", [], tensor(x), vertical=1, residual=0),
+            "takes 2 inputs and 1 outputs, but the node has 0 and 1",
+        ),
+        "no_output": (merging([tensor(x)] * 4, left_out, switches=PROFILES), "output 0 is no tensor of the model"),
+        "unknown_output": (
+            merging([tensor(x)] * 4, no_tensor, switches=PROFILES),
+            "output 0 is no tensor of the model",
+        ),
+        "unknown_input": (merging([no_tensor, kernel, parameters, constant((3, 80))]), "the input is missing"),
+        "constant_output": (
+            node("LceQuantize", [tensor((1, 40))], constant((1, 2), "int32")),
+            "output 0 is a constant",
+        ),
+        "output_is_input": (
+            node(
+                "LceBMaxPool2d",
+                [tensor((1, 4, 4, 1), "int32")],
+                bytes([FIRST_INPUT]),
+                filter_height=2,
+                filter_width=2,
+                padding=0,
+                stride_height=1,
+                stride_width=1,
+            ),
+            "output 0 is input 0 as well",
+        ),
+        "short_table": (
+            merging_with(constant((3, 80), more=-4)),
+            "the outputs has 956 bytes of data, but its shape needs 960",
+        ),
+        "short_image": (
+            merging_with(constant((3, 80)), constant(x, more=-1)),
+            "the input has 2559 bytes of data, but its shape needs 2560",
+        ),
+        "short_bits": (
+            node("LceDequantize", [constant((2, 2), "int32", more=-8)], tensor((1, 40))),
+            "the input has 8 bytes of data, but its shape needs 16",
+        ),
+        "unaligned_table": (
+            merging_with(constant((3, 80), offset=2)),
+            "the data of the outputs must begin at a multiple of 4 bytes",
+        ),
+        "unaligned_image": (
+            node("LceQuantize", [constant((1, 40), offset=3)], bits),
+            "the data of the input must begin at a multiple of 4 bytes",
+        ),
+        "overflowing_image": (
+            node("LceQuantize", [tensor((2**31 - 1, 2**31 - 1, 2**31 - 1, 32))], bits),
+            "output 0 has more than 2^31 elements",
+        ),
+        "map_without_memory": (
+            pooling((1, 2**25, 1, 40), 1, 1),
+            "needs more memory than there is, or more than 256 MiB in one piece",
+        ),
+        "negative_size": (
+            node("LceQuantize", [tensor((-1, 40))], bits),
+            "every dimension of the input must be 1 or more, but dimension 0 is -1",
+        ),
+        "ten_dimensions": (
+            node("LceQuantize", [tensor((1,) * 9)], bits),
+            "the input must have at most 8 dimensions, but has 9",
+        ),
+    }
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in seeds().items():
+    for name, content in (seeds() | {name: content for name, (content, _) in hostile().items()}).items():
         (folder / name).write_bytes(content)

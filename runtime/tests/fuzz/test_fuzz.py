@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from binaryvit_runtime import include_path, library_path
-from seeds import OPERATORS, seeds
+from seeds import OPERATORS, hostile, seeds
 
 HERE = Path(__file__).parent
 
@@ -47,10 +47,27 @@ def test_the_corpus_runs_or_is_refused(replay):
     assert {outcome.split(": ")[0] for outcome in outcomes} >= set(OPERATORS)
 
 
-def test_seeds_run(replay, tmp_path):
+@pytest.fixture
+def replay_named(replay, tmp_path):
+    """The same for nodes by name."""
+
+    def run(nodes):
+        for name, content in nodes.items():
+            (tmp_path / name).write_bytes(content)
+        return dict(zip(nodes, replay([tmp_path / name for name in nodes]), strict=True))
+
+    return run
+
+
+def test_seeds_run(replay_named):
     """Otherwise fuzzing would begin far from the operators' loops."""
-    for name, content in seeds().items():
-        (tmp_path / name).write_bytes(content)
-    paths = sorted(tmp_path.iterdir())
-    outcomes = dict(zip([path.name for path in paths], replay(paths), strict=True))
+    outcomes = replay_named(seeds())
     assert set(outcomes.values()) == {"ran"}, outcomes
+
+
+def test_what_hosts_let_pass_is_refused(replay_named):
+    nodes = hostile()
+    outcomes = replay_named({name: content for name, (content, _) in nodes.items()})
+    assert {name: outcome.split(": ", 1)[-1] for name, outcome in outcomes.items()} == {
+        name: message for name, (_, message) in nodes.items()
+    }
