@@ -13,7 +13,6 @@
 namespace binaryvit {
 namespace {
 
-constexpr int32_t kFarCount = int32_t{1} << 30;  // of keys that don't exist
 
 enum Kernel : size_t { kQuery, kKey, kValue, kOutput, kReduced, kKernels };
 
@@ -197,7 +196,6 @@ bool Attention::Reserve(const NodeView& node) {
         !own.masks.Resize(kRowsPerTask * KeyWords())) {
       return false;
     }
-    for (size_t i = 0; i < own.counts.size(); ++i) own.counts[i] = kFarCount;
   }
   return true;
 }
@@ -366,12 +364,16 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
   }
   const size_t row_of_counts = KeyWords() * kBitsPerWord;
   for (size_t head = 0; head < heads; ++head) {
-    const Weights head_keys = {keys.data() + head * key_stride, Keys(), HeadWords()};
+    // Whole tiles of keys; the bits of those that don't exist are cleared.
+    const size_t tiled_keys = RoundUp(Keys(), kernels.unit_tile);
+    const Weights head_keys = {keys.data() + head * key_stride, tiled_keys, HeadWords()};
     const Weights head_values = {values.data() + head * value_stride, HeadWidth(), KeyWords()};
     kernels.count({own.signs.data() + head * HeadWords(), Words(), count}, head_keys, own.counts.data(), row_of_counts);
     for (size_t row = 0; row < count; ++row) {
       const int32_t* counts = own.counts.data() + row * row_of_counts;
-      kernels.pack_at_most(counts, Limit(counts), KeyWords(), own.masks.data() + row * KeyWords());
+      uint32_t* mask = own.masks.data() + row * KeyWords();
+      kernels.pack_at_most(counts, Limit(counts), KeyWords(), mask);
+      mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - Keys());
     }
     const size_t unit = head * HeadWidth();
     const Context table = {value_sums.data() + unit, context_scale.data() + unit, context_bias.data() + unit,
