@@ -76,8 +76,8 @@ bool Pooling::Prepare(const NodeView& node, const Options& options) {
   }
   const auto rows = static_cast<size_t>(node.Input(1)->dims->data[0]);
   if (!node.CheckShape(node.Input(1), "parameters", {rows, channels})) return false;
-  if (!ComputeConstants(node)) return node.FailForMemory();
-  return node.ResizeLike(0, x);
+  // The output first: what no host can have needn't be computed.
+  return node.ResizeLike(0, x) && (ComputeConstants(node) || node.FailForMemory());
 }
 
 bool Pooling::Invoke(const NodeView& node) {

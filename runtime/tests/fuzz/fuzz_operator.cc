@@ -30,7 +30,7 @@ using namespace binaryvit::litert;
 // A host's own memory would be used up, or the time, where these don't hold.
 constexpr size_t kMostConstantBytes = size_t{1} << 20, kMostComputedBytes = size_t{1} << 18;
 constexpr size_t kMostWork = size_t{1} << 23;
-constexpr size_t kSlowBytes = size_t{1} << 22, kHopelessBytes = size_t{1} << 45;
+constexpr size_t kSlowBytes = size_t{1} << 22, kHopelessBytes = size_t{1} << 33;
 
 enum Switches : uint8_t { kResizes = 1, kProfiles = 2, kRecommendsThreads = 4, kRunsTwice = 8 };
 enum Storage : uint8_t { kComputed, kConstant, kLeftOut, kFirstInput, kNoTensor, kStorages };

@@ -245,7 +245,7 @@ def hostile():
             "output 0 has more than 2^31 elements",
         ),
         "map_without_memory": (
-            pooling((1, 2**31 - 1, 2**20, 40), 1, 1),
+            attention((1, 2**13, 2**13, 40)),
             "needs more memory than there is, or more than 256 MiB in one piece",
         ),
         "negative_size": (
