@@ -13,7 +13,6 @@
 namespace binaryvit {
 namespace {
 
-
 enum Kernel : size_t { kQuery, kKey, kValue, kOutput, kReduced, kKernels };
 
 // Rows of the table of parameters.
