@@ -59,12 +59,9 @@ const char* KernelNames() {
 
 void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, size_t tile, size_t group,
               uint32_t* packed) {
-  const size_t padded_words = RoundUp(words, group);
   for (size_t unit = 0; unit < units; ++unit) {
-    uint32_t* block = packed + unit / tile * tile * padded_words;
     for (size_t word = 0; word < words; ++word) {
-      const size_t index = (word / group * tile + unit % tile) * group + word % group;
-      block[index] = rows[unit * stride + word];
+      packed[PackedIndex(tile, group, words, unit, word)] = rows[unit * stride + word];
     }
   }
 }

@@ -126,7 +126,7 @@ struct KernelSet {
   // `first_unit` on.
   void (*attend)(const Rows&, const Weights&, const Context&, const RealRows& query, const float* const* shortcuts,
                  size_t first_unit, float* output, size_t stride, const BitRows& signs);
-  // For each row the sign bits of hidden values + threshold, at HiddenPosition, and the means over each channel's units.
+  // For each row the sign bits of hidden values + threshold, at PositionOfHidden, and the means over each channel's units.
   void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
                  size_t bits_stride);
   // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
@@ -156,7 +156,12 @@ const char* KernelNames();
 // Rounds up to a multiple of the tile.
 static inline size_t RoundUp(size_t value, size_t tile) { return (value + tile - 1) / tile * tile; }
 
-// The same into `packed`, which has PackedWords words, for tiles of another size; rows are `stride` words apart.
+// Where a word of a unit stands among packed ones, of `words` words a unit.
+static inline size_t PackedIndex(size_t tile, size_t group, size_t words, size_t unit, size_t word) {
+  return unit / tile * tile * RoundUp(words, group) + (word / group * tile + unit % tile) * group + word % group;
+}
+
+// PackWeights into `packed`, which has PackedWords words, for tiles of another size; rows are `stride` words apart.
 void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, size_t tile, size_t group,
               uint32_t* packed);
 static inline size_t PackedWords(size_t units, size_t words, size_t tile, size_t group) {

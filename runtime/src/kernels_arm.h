@@ -47,7 +47,6 @@ struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
   static constexpr bool kInterleaves = true;
-  static constexpr size_t kMaxWords = Sum::kMaxWords;
 
   template <int rows, int vectors, int constant_words, bool interleaved>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

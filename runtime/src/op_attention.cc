@@ -115,7 +115,8 @@ bool Attention::ReadShapes(const NodeView& node, const Options& options) {
   width = static_cast<size_t>(dims[2]);
   channels = static_cast<size_t>(dims[3]);
   const bool reduces = reduction > 1;
-  return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {reduces ? size_t{5} : 4, channels, WordsFor(channels)}) &&
+  const size_t kernels = reduces ? kKernels : kReduced;
+  return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {kernels, channels, WordsFor(channels)}) &&
          node.CheckTable(node.Input(2), "parameters", litert::kFloat32, {reduces ? kRowsWithReduced : kRows, channels}) &&
          node.CheckTable(node.Input(3), "probability_threshold", litert::kFloat32, {1});
 }
@@ -161,7 +162,8 @@ bool Attention::Pack(const NodeView& node) {
   }
   const auto* table = static_cast<const float*>(node.Input(2)->data);
   const auto row = [&](size_t index) { return table + index * channels; };
-  if (!CopyByHead(row(kScaleRow), &scale) || !CopyPadded(row(kScaleRow), channels, &natural_scale) || !CopyByHead(row(kContextRows), &context_scale) ||
+  if (!CopyByHead(row(kScaleRow), &scale) || !CopyPadded(row(kScaleRow), channels, &natural_scale) ||
+      !CopyByHead(row(kContextRows), &context_scale) ||
       !CopyByHead(row(kContextRows + 1), &context_bias) || !CopyByHead(row(kContextRows + 2), &context_slope) ||
       !exponentials.Resize(HeadDim() + 1)) {
     return false;
@@ -289,7 +291,6 @@ void Attention::PackHead(const KernelSet& kernels, size_t head) {
   PackRows(key_bits.data() + head * HeadWords(), Words(), Keys(), HeadWords(), tile, group,
            keys.data() + head * key_stride);
   uint32_t* packed_values = values.data() + head * value_stride;
-  const size_t padded_words = RoundUp(KeyWords(), group);
   for (size_t first_channel = 0; first_channel < HeadDim(); first_channel += kBitsPerWord) {
     const size_t channel_count = HeadDim() - first_channel < kBitsPerWord ? HeadDim() - first_channel : kBitsPerWord;
     int32_t* sums = value_sums.data() + head * HeadWidth() + first_channel;
@@ -304,8 +305,7 @@ void Attention::PackHead(const KernelSet& kernels, size_t head) {
       for (size_t c = 0; c < channel_count; ++c) {
         const size_t unit = first_channel + c;
         sums[c] += __builtin_popcount(square[c]);
-        const size_t index = (word / group * tile + unit % tile) * group + word % group;
-        packed_values[unit / tile * tile * padded_words + index] = square[c];
+        packed_values[PackedIndex(tile, group, KeyWords(), unit, word)] = square[c];
       }
     }
   }

@@ -188,7 +188,8 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
                            bit + row * hidden.words);
     float* to = shortcut + row * shortcut_channel.size();
     if (deinterleaves) {
-      kernels.deinterleave(values, channels, Expansion(), to, interleaved.data() + first / kRowsPerTask * shortcut_channel.size());
+      float* between = interleaved.data() + static_cast<size_t>(thread) * shortcut_channel.size();
+      kernels.deinterleave(values, channels, Expansion(), to, between);
     } else {
       for (size_t i = 0; i < shortcut_channel.size(); ++i) to[i] = values[shortcut_channel[i]];
     }

@@ -14,7 +14,7 @@ static inline size_t PaddedWidth(size_t channels) { return RoundUp(channels, kBi
 // A row of a table of parameters, filled up with zeros. -0 becomes 0, so that no sum with it is -0.
 [[nodiscard]] bool CopyPadded(const float* row, size_t channels, Buffer<float>* padded);
 
-// Bits of `words` words beyond `channels`, which a file may hold, would be counted.
+// Rows of bits without those beyond `channels`, which a file may hold and a product would count.
 [[nodiscard]] bool CopyBits(const uint32_t* rows, size_t count, size_t channels, Buffer<uint32_t>* bits);
 
 struct PackedProjection {

@@ -1,0 +1,251 @@
+// The first product of a feed-forward layer, whose hidden values never leave the registers, and the order of its shortcuts.
+#ifndef BINARYVIT_KERNEL_EXPAND_H_
+#define BINARYVIT_KERNEL_EXPAND_H_
+
+#include "kernel_product.h"
+
+namespace binaryvit {
+
+// The next `count` hidden units of each channel of a tile, for a few rows: their sign bits are pushed into a word of
+// each lane, and their values added to the sums.
+template <typename Isa, int rows, int constant_words, int vectors>
+inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t stride, const Hidden& hidden,
+                                         const uint32_t* weights, const float* table, size_t block_size,
+                                         const float* shortcuts, size_t row_of_shortcuts, size_t count,
+                                         typename Isa::Simd::Int (&pushed)[rows][vectors],
+                                         typename Isa::Simd::Float (&sums)[rows][vectors]) {
+  using Tile = typename Isa::Tile;
+  using Simd = typename Isa::Simd;
+  using Float = typename Simd::Float;
+  const auto unit = [&]() BINARYVIT_INLINE {
+    typename Simd::Int counts[rows][vectors];
+    constexpr bool interleaved = Tile::kInterleaves && constant_words > 0;
+    Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, hidden.words, counts);
+    // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
+    Float constants[4][vectors];
+    Unroll<4>([&](int i) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        constants[i][v] = Simd::Load(table + i * Tile::kHiddenUnits + v * Simd::kLanes);
+      });
+    });
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Float shortcut[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        shortcut[v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
+      });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
+        x = Simd::Prelu(Simd::Add(x, shortcut[v]), constants[2][v]);
+        pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, constants[3][v]));
+        sums[r][v] = Simd::Add(sums[r][v], x);
+      });
+    });
+    weights += block_size, table += 4 * Tile::kHiddenUnits, shortcuts += hidden.period;
+  };
+  for (size_t pairs = count / 2; pairs > 0; --pairs) {  // two at a time need fewer moves between registers
+    unit();
+    unit();
+  }
+  if (count % 2 != 0) unit();
+}
+
+// Where a tile's rows are read and written: the first one's, and how far it is to the next one's.
+struct ExpandedRows {
+  const uint32_t* activations;
+  size_t stride;
+  const float* shortcuts;
+  size_t row_of_shortcuts;
+  float* means;
+  size_t means_stride;
+  uint32_t* bits;
+  size_t bits_stride;
+};
+
+// All hidden units of a tile of channels. Only without `constant_words` may there be more than a word has bits.
+template <typename Isa, int rows, int constant_words>
+inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* weights, const float* table,
+                                        bool begins_words, const ExpandedRows& to) {
+  using Tile = typename Isa::Tile;
+  using Simd = typename Isa::Simd;
+  constexpr int vectors = Tile::kHiddenUnits / Simd::kLanes;
+  const size_t expansion = hidden.expansion;
+  const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
+
+  typename Simd::Float sums[rows][vectors];
+  Unroll<rows>([&](int r) BINARYVIT_INLINE {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[r][v] = Simd::Set(0.0f); });
+  });
+  const auto part = [&](size_t first, size_t count, uint32_t* bits) BINARYVIT_INLINE {
+    typename Simd::Int pushed[rows][vectors];
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        const auto* word = reinterpret_cast<const int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes);
+        pushed[r][v] = begins_words ? Simd::Set(int32_t{0}) : Simd::Load(word);
+      });
+    });
+    ExpandUnits<Isa, rows, constant_words, vectors>(
+        to.activations, to.stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits,
+        block_size, to.shortcuts + first * hidden.period, to.row_of_shortcuts, count, pushed, sums);
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        Simd::Store(reinterpret_cast<int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes), pushed[r][v]);
+      });
+    });
+  };
+  if constexpr (constant_words > 0) {
+    part(0, expansion, to.bits);
+  } else {
+    uint32_t* bits = to.bits;
+    for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
+      part(first, expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord, bits);
+    }
+  }
+  const auto share_of_each = Simd::Set(1.0f / static_cast<float>(expansion));
+  Unroll<rows>([&](int r) BINARYVIT_INLINE {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      Simd::Store(to.means + r * to.means_stride + v * Simd::kLanes, Simd::Multiply(sums[r][v], share_of_each));
+    });
+  });
+}
+
+// A tile of channels for `count` times as many rows as a tile has.
+template <typename Isa, int rows, int constant_words>
+__attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32_t* weights, const float* table,
+                                              bool begins_words, ExpandedRows to, size_t count) {
+  for (; count > 0; --count) {
+    ExpandTile<Isa, rows, constant_words>(hidden, weights, table, begins_words, to);
+    to.activations += rows * to.stride;
+    to.shortcuts += rows * to.row_of_shortcuts;
+    to.means += rows * to.means_stride;
+    to.bits += rows * to.bits_stride;
+  }
+}
+
+template <typename Isa, int constant_words>
+void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
+                 uint32_t* bits, size_t bits_stride) {
+  using Tile = typename Isa::Tile;
+  constexpr int height = Tile::kHiddenRows;
+  const size_t row_of_shortcuts = hidden.expansion * hidden.period, share = TilesPerWord(hidden.expansion);
+  const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
+  const size_t whole = rows.count / height;
+
+  constexpr bool interleaves = Tile::kInterleaves && constant_words > 0;
+  static_assert(!interleaves || height == Tile::kRows, "Interleave takes that many");
+  alignas(kAlignment) uint32_t interleaved[interleaves ? kMostInterleavedWords : 1];
+  const Rows whole_rows = {interleaves ? interleaved : rows.data, interleaves ? hidden.words : rows.stride, whole};
+  if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
+
+  for (size_t tile = 0; tile < hidden.channels / Tile::kHiddenUnits; ++tile) {
+    const uint32_t* weights = hidden.weights + tile * hidden.expansion * block_size;
+    const float* table = hidden.table + 4 * tile * hidden.expansion * Tile::kHiddenUnits;
+    const bool begins_words = tile % share == 0;
+    const auto rows_from = [&](size_t row, const Rows& source) {
+      return ExpandedRows{source.data + row * source.stride,
+                          source.stride,
+                          shortcuts + row * row_of_shortcuts + tile * Tile::kHiddenUnits % hidden.period,
+                          row_of_shortcuts,
+                          means + row * means_stride + tile * Tile::kHiddenUnits,
+                          means_stride,
+                          bits + row * bits_stride + tile / share * WordsFor(hidden.expansion) * Tile::kHiddenUnits,
+                          bits_stride};
+    };
+    ExpandTileRows<Isa, height, constant_words>(hidden, weights, table, begins_words, rows_from(0, whole_rows), whole);
+    // Tiles of fewer rows are few: code for them needn't be there for each number of words.
+    if constexpr (height > 1) {
+      const size_t first = whole * height;
+      const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};
+      ForRowTiles<height / 2>(rest.count, [&](size_t row, auto less) {
+        ExpandTileRows<Isa, less, 0>(hidden, weights, table, begins_words, rows_from(first + row, rows), 1);
+      });
+    }
+  }
+}
+
+template <typename Isa>
+void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
+               uint32_t* bits, size_t bits_stride) {
+  const auto run = [&](auto words) {
+    ExpandWords<Isa, words>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
+  };
+  if (hidden.expansion > kBitsPerWord || !CanInterleave<Isa>(rows, hidden.words)) {
+    return run(std::integral_constant<int, 0>());
+  }
+  switch (hidden.words) {  // those of 64, 128, 256 and 512 channels
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    case 8:
+      return run(std::integral_constant<int, 8>());
+    case 16:
+      return run(std::integral_constant<int, 16>());
+    default:
+      return run(std::integral_constant<int, 0>());
+  }
+}
+
+// Splits each of `arrays` arrays of `length` values into its even and odd ones: array i to array i and array i + arrays. An
+// array of one tile becomes two that repeat their values.
+template <typename Isa>
+void Halve(const float* values, size_t arrays, size_t length, float* output) {
+  using Simd = typename Isa::Simd;
+  constexpr size_t tile = Isa::Tile::kHiddenUnits;
+  const bool repeats = length == tile;
+  const size_t half = repeats ? length : length / 2;
+  for (size_t array = 0; array < arrays; ++array, values += length) {
+    float* even_to = output + array * half;
+    float* odd_to = even_to + arrays * half;
+    typename Simd::Float even, odd;
+    if (repeats && tile == Simd::kLanes) {
+      const auto both = Simd::Load(values);
+      Simd::Deinterleave(both, both, &even, &odd);
+      Simd::Store(even_to, even);
+      Simd::Store(odd_to, odd);
+      continue;
+    }
+    for (size_t i = 0; i < length; i += 2 * Simd::kLanes) {
+      Simd::Deinterleave(Simd::Load(values + i), Simd::Load(values + i + Simd::kLanes), &even, &odd);
+      Simd::Store(even_to + i / 2, even);
+      Simd::Store(odd_to + i / 2, odd);
+      if (repeats) Simd::Store(even_to + tile / 2 + i / 2, even), Simd::Store(odd_to + tile / 2 + i / 2, odd);
+    }
+  }
+}
+
+template <typename Simd>
+void Quarter(const float* values, size_t length, float* output) {
+  const size_t quarter = length / 4;
+  typename Simd::Float quarters[4];
+  for (size_t i = 0; i < quarter; i += Simd::kLanes) {
+    Simd::LoadQuarters(values + 4 * i, quarters);
+    Unroll<4>([&](int q) BINARYVIT_INLINE { Simd::Store(output + q * quarter + i, quarters[q]); });
+  }
+}
+
+template <typename Isa>
+void DeinterleaveAll(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch) {
+  constexpr size_t tile = Isa::Tile::kHiddenUnits;
+  size_t arrays = 1, length = channels;
+  if (expansion == 1) std::memcpy(shortcuts, values, channels * sizeof(float));
+  while (arrays < expansion) {
+    const bool quarters = arrays == 1 && expansion % 4 == 0 && channels % (4 * tile) == 0;
+    const size_t factor = quarters ? 4 : 2;
+    // So that the last step ends in `shortcuts`: the steps after this one halve.
+    bool even = true;
+    for (size_t n = arrays * factor; n < expansion; n *= 2) even = !even;
+    float* to = even ? shortcuts : scratch;
+    if (quarters) {
+      Quarter<typename Isa::Simd>(values, length, to);
+    } else {
+      Halve<Isa>(values, arrays, length, to);
+    }
+    if (length != tile) length /= factor;
+    arrays *= factor;
+    values = to;
+  }
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_KERNEL_EXPAND_H_

@@ -1,0 +1,375 @@
+// Products of bits in terms of a processor's vectors: they cover rows and units with tiles, and what becomes of the counts is
+// computed while they are in registers.
+#ifndef BINARYVIT_KERNEL_PRODUCT_H_
+#define BINARYVIT_KERNEL_PRODUCT_H_
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.h"
+
+#define BINARYVIT_INLINE __attribute__((always_inline))
+
+namespace binaryvit {
+
+// Calls body(0) to body(count - 1), each inlined with its constant: compilers keep an array in registers only if its indices
+// are constants early on.
+template <typename Body, int... i>
+inline BINARYVIT_INLINE void UnrollSequence(const Body& body, std::integer_sequence<int, i...>) {
+  (body(i), ...);
+}
+
+template <int count, typename Body>
+inline BINARYVIT_INLINE void Unroll(const Body& body) {
+  UnrollSequence(body, std::make_integer_sequence<int, count>());
+}
+
+// Calls body(first index, std::integral_constant<int, rows>) for all of `count` rows: `most` at a time, a power of two up to
+// 8, and then for what is left by smaller powers.
+template <int most, typename Body>
+inline BINARYVIT_INLINE void ForRowTiles(size_t count, const Body& body) {
+  size_t row = 0;
+  for (; row + most <= count; row += most) body(row, std::integral_constant<int, most>());
+  const size_t left = count - row;
+  if constexpr (most > 4) {
+    if (left & 4) body(row, std::integral_constant<int, 4>()), row += 4;
+  }
+  if constexpr (most > 2) {
+    if (left & 2) body(row, std::integral_constant<int, 2>()), row += 2;
+  }
+  if constexpr (most > 1) {
+    if (left & 1) body(row, std::integral_constant<int, 1>());
+  }
+}
+
+// A Simd has the types Float and Int, vectors of kLanes 32-bit values, Mask, what comparing them gives, and their
+// operations: see kernels_scalar.cc.
+
+// Simd::LoadQuarters where the processor has no such load.
+template <typename Simd>
+inline BINARYVIT_INLINE void QuartersByHalves(const float* from, typename Simd::Float (&quarters)[4]) {
+  typename Simd::Float even[2], odd[2];
+  for (int i = 0; i < 2; ++i) {
+    const float* half = from + 2 * i * Simd::kLanes;
+    Simd::Deinterleave(Simd::Load(half), Simd::Load(half + Simd::kLanes), &even[i], &odd[i]);
+  }
+  Simd::Deinterleave(even[0], even[1], &quarters[0], &quarters[2]);
+  Simd::Deinterleave(odd[0], odd[1], &quarters[1], &quarters[3]);
+}
+
+// An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
+// Store(place, i, counts) computes what belongs i values behind a place; target.At(row, unit) gives the place.
+
+template <typename T>
+struct Target {
+  using Value = T;
+  static constexpr bool kIsPadded = false;
+  static constexpr bool kHasSigns = false;
+
+  T* data;
+  size_t stride;
+  size_t first_unit;  // the first one at `data`
+
+  T* At(size_t row, size_t unit) const { return data + row * stride + (unit - first_unit); }
+};
+
+template <typename Simd>
+struct CountOutput {
+  struct Column {
+    void Store(int32_t* to, size_t i, typename Simd::Int count) const { Simd::Store(to + i, count); }
+  };
+
+  Target<int32_t> target;
+
+  Column At(size_t) const { return {}; }
+};
+
+template <typename Simd, bool clamped>
+struct AffineOutput {
+  struct Column {
+    typename Simd::Float multiplier, bias;
+    typename Simd::Int clamp_min, clamp_max;
+
+    void Store(float* to, size_t i, typename Simd::Int count) const {
+      if constexpr (clamped) count = Simd::Max(Simd::Min(Simd::Add(count, count), clamp_max), clamp_min);
+      Simd::Store(to + i, Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias));
+    }
+  };
+
+  Target<float> target;
+  const Affine& affine;
+
+  Column At(size_t unit) const {
+    return {Simd::Load(affine.multiplier + unit), Simd::Load(affine.bias + unit), Simd::Set(affine.clamp_min),
+            Simd::Set(affine.clamp_max)};
+  }
+};
+
+// Where projections and attention read and write; all rows have room for whole tiles. Store gives the mask of the signs.
+template <bool has_signs>
+struct ProjectionTarget {
+  static constexpr bool kIsPadded = true;
+  static constexpr bool kHasSigns = has_signs;
+  struct Place {
+    const float* shortcut;
+    const float* residual;
+    float* output;
+  };
+
+  RealRows shortcut;
+  RealRows residual;
+  float* output;
+  size_t stride;
+  BitRows signs;
+
+  Place At(size_t row, size_t unit) const {
+    return {shortcut.data + row * shortcut.stride + unit, residual.data + row * residual.stride + unit,
+            output + row * stride + unit};
+  }
+};
+
+template <typename Simd, bool has_signs, bool scaled, bool has_residual>
+struct ProjectionOutput {
+  using Float = typename Simd::Float;
+  struct Column {
+    Float multiplier, bias, slope, scale, shift, threshold;
+
+    typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, size_t i,
+                              typename Simd::Int count) const {
+      Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
+      x = Simd::Prelu(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
+      if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
+      if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual + i));
+      Simd::Store(place.output + i, x);
+      return Simd::IsNegative(Simd::Add(x, threshold));
+    }
+  };
+
+  ProjectionTarget<has_signs> target;
+  const Projection& table;
+
+  Column At(size_t unit) const {
+    const Float none = Simd::Set(0.0f);
+    return {Simd::Load(table.multiplier + unit),
+            Simd::Load(table.bias + unit),
+            Simd::Load(table.slope + unit),
+            scaled ? Simd::Load(table.scale + unit) : none,
+            scaled ? Simd::Load(table.shift + unit) : none,
+            has_signs ? Simd::Load(table.sign_threshold + unit) : none};
+  }
+};
+
+struct ContextTarget {
+  static constexpr bool kIsPadded = true;
+  static constexpr bool kHasSigns = true;
+  struct Place {
+    const float* query;
+    const float* shortcut;
+    float* output;
+  };
+
+  RealRows query;
+  const float* const* shortcuts;
+  size_t first_unit;
+  float* output;
+  size_t stride;
+  BitRows signs;
+
+  Place At(size_t row, size_t unit) const {
+    return {query.data + row * query.stride + unit, shortcuts[row] + first_unit + unit, output + row * stride + unit};
+  }
+};
+
+template <typename Simd>
+struct ContextOutput {
+  struct Column {
+    typename Simd::Int offset;
+    typename Simd::Float scale, bias, slope, threshold;
+
+    typename Simd::Mask Store(const ContextTarget::Place& place, size_t i, typename Simd::Int count) const {
+      auto x = Simd::Add(Simd::Multiply(Simd::ToFloat(Simd::Subtract(count, offset)), scale), bias);
+      x = Simd::Add(Simd::Add(x, Simd::Load(place.query + i)), Simd::Load(place.shortcut + i));
+      x = Simd::Prelu(x, slope);
+      Simd::Store(place.output + i, x);
+      return Simd::IsNegative(Simd::Add(x, threshold));
+    }
+  };
+
+  ContextTarget target;
+  const Context& table;
+
+  Column At(size_t unit) const {
+    return {Simd::Load(table.offset + unit), Simd::Load(table.scale + unit), Simd::Load(table.bias + unit),
+            Simd::Load(table.slope + unit), Simd::Load(table.sign_threshold + unit)};
+  }
+};
+
+// An Isa has a Simd and a Tile with the static constants kUnits, kWordGroup, kRows (a power of two), kBlocks (1 or 2),
+// kHiddenUnits and kHiddenRows, and
+//
+//   template <int rows, int vectors, int constant_words, bool interleaved>
+//   static void Count(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+//                     Simd::Int (&counts)[rows][vectors]);
+//
+// for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
+// where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
+// Interleave. PackMasks(words, bits, mask) sets the bits of words from mask(i), the Simd's Mask of the values from i on;
+// StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile.
+
+// Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
+constexpr size_t kMostInterleavedWords = 2048;
+template <typename Isa>
+bool CanInterleave(const Rows& rows, size_t words) {
+  return words % 2 == 0 && rows.count * words <= kMostInterleavedWords;
+}
+
+template <typename Isa>
+void Interleave(const Rows& rows, size_t words, uint32_t* output) {
+  constexpr size_t height = Isa::Tile::kRows;
+  for (size_t row = 0; row + height <= rows.count; row += height) {
+    const uint32_t* from = rows.data + row * rows.stride;
+    for (size_t word = 0; word < words; word += 2, from += 2) {
+      for (size_t r = 0; r < height; ++r, output += 2) {
+        std::memcpy(output, from + r * rows.stride, 2 * sizeof(uint32_t));
+      }
+    }
+  }
+}
+
+template <typename Isa, int rows, int blocks, bool interleaved, typename Output>
+inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                                       const Output& output, size_t row, size_t unit) {
+  using Simd = typename Isa::Simd;
+  constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
+  typename Simd::Int counts[rows][vectors];
+  Isa::Tile::template Count<rows, vectors, 0, interleaved>(activations, stride, weights, words, counts);
+  decltype(output.target.At(row, unit)) places[rows];
+  Unroll<rows>([&](int r) BINARYVIT_INLINE { places[r] = output.target.At(row + r, unit); });
+  // Vector by vector, so that few constants are in registers at a time.
+  if constexpr (decltype(output.target)::kHasSigns) {
+    typename Simd::Mask masks[rows][vectors];
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      const auto column = output.At(unit + v * Simd::kLanes);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        masks[r][v] = column.Store(places[r], v * Simd::kLanes, counts[r][v]);
+      });
+    });
+    const BitRows& signs = output.target.signs;
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Isa::template StoreMasks<vectors>(masks[r], signs.data + (row + r) * signs.stride, unit);
+    });
+  } else {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      const auto column = output.At(unit + v * Simd::kLanes);
+      Unroll<rows>([&](int r) BINARYVIT_INLINE {
+        column.Store(places[r], v * Simd::kLanes, counts[r][v]);
+      });
+    });
+  }
+}
+
+// Where a block has more units than there are, and rows have no room for them, the tile writes beside, and the rest is
+// copied.
+template <typename Isa, int rows, int blocks, typename Output>
+__attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
+                                       const Output& output, size_t row, size_t unit, size_t units) {
+  constexpr size_t width = blocks * Isa::Tile::kUnits;
+  using Value = typename decltype(Output::target)::Value;
+  alignas(kAlignment) Value edge[rows * width];
+  Output beside = output;
+  beside.target = {edge, width, unit};
+  StoreTile<Isa, rows, blocks, false>(activations, stride, weights, words, beside, 0, unit);
+  for (int r = 0; r < rows; ++r) {
+    std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
+  }
+}
+
+// Weights of a block stay in the first cache while all rows pass. `interleaved` are the rows once more, or null.
+template <typename Isa, int blocks, typename Output>
+void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_t* weights, size_t words,
+                    const Output& shared, size_t unit, size_t units) {
+  const Output output = shared;  // nothing that is stored can change it
+  constexpr bool padded = decltype(Output::target)::kIsPadded;
+  constexpr int most = Isa::Tile::kRows;
+  const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
+  size_t done = 0;
+  if constexpr (Isa::Tile::kInterleaves) {
+    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words) {
+      StoreTile<Isa, most, blocks, true>(interleaved, rows.stride, weights, words, output, done, unit);
+    }
+  }
+  ForRowTiles<most>(rows.count - done, [&](size_t row, auto height) BINARYVIT_INLINE {
+    row += done;
+    const uint32_t* activations = rows.data + row * rows.stride;
+    if (fits) {
+      StoreTile<Isa, height, blocks, false>(activations, rows.stride, weights, words, output, row, unit);
+    } else if constexpr (!padded) {
+      RunEdge<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit, units);
+    }
+  });
+}
+
+template <typename Isa, typename Output>
+void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
+  using Tile = typename Isa::Tile;
+  alignas(kAlignment) uint32_t interleaved[Tile::kInterleaves ? kMostInterleavedWords : 1];
+  const bool interleaves = Tile::kInterleaves && CanInterleave<Isa>(rows, weights.words);
+  if (interleaves) Interleave<Isa>(rows, weights.words, interleaved);
+  const uint32_t* copy = interleaves ? interleaved : nullptr;
+
+  const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
+  const uint32_t* data = weights.data;
+  size_t unit = 0;
+  for (; unit + (Tile::kBlocks - 1) * Tile::kUnits < weights.units; unit += Tile::kBlocks * Tile::kUnits) {
+    ForEachRowTile<Isa, Tile::kBlocks>(rows, copy, data, weights.words, output, unit, weights.units);
+    data += Tile::kBlocks * block_size;
+  }
+  for (; unit < weights.units; unit += Tile::kUnits, data += block_size) {
+    ForEachRowTile<Isa, 1>(rows, copy, data, weights.words, output, unit, weights.units);
+  }
+}
+
+// The entry points of a KernelSet.
+template <typename Isa>
+void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
+  ForEachTile<Isa>(rows, weights, CountOutput<typename Isa::Simd>{{output, stride, 0}});
+}
+
+template <typename Isa>
+void MultiplyAll(const Rows& rows, const Weights& weights, const Affine& affine, float* output, size_t stride) {
+  using Simd = typename Isa::Simd;
+  if (affine.clamped) {
+    ForEachTile<Isa>(rows, weights, AffineOutput<Simd, true>{{output, stride, 0}, affine});
+  } else {
+    ForEachTile<Isa>(rows, weights, AffineOutput<Simd, false>{{output, stride, 0}, affine});
+  }
+}
+
+template <typename Isa>
+void ProjectAll(const Rows& rows, const Weights& weights, const Projection& table, const RealRows& shortcut,
+                const RealRows& residual, float* output, size_t stride, const BitRows& signs) {
+  using Simd = typename Isa::Simd;
+  const ProjectionTarget<false> target = {shortcut, residual.data ? residual : shortcut, output, stride, {}};
+  if (table.sign_threshold) {
+    const ProjectionTarget<true> signed_target = {shortcut, shortcut, output, stride, signs};
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, true, false, false>{signed_target, table});
+  } else if (!table.scale) {
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, false, false>{target, table});
+  } else if (!residual.data) {
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, false>{target, table});
+  } else {
+    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, true>{target, table});
+  }
+}
+
+template <typename Isa>
+void AttendAll(const Rows& rows, const Weights& weights, const Context& table, const RealRows& query,
+               const float* const* shortcuts, size_t first_unit, float* output, size_t stride, const BitRows& signs) {
+  const ContextTarget target = {query, shortcuts, first_unit, output, stride, signs};
+  ForEachTile<Isa>(rows, weights, ContextOutput<typename Isa::Simd>{target, table});
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_KERNEL_PRODUCT_H_
