@@ -19,6 +19,7 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           Tile::kHiddenUnits,
           MultiplyAll<Isa>,
           CountAll<Isa>,
+          CountBytesAll<Isa>,
           PackSigns<Isa>,
           ProjectAll<Isa>,
           AttendAll<Isa>,
@@ -27,6 +28,8 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           ScaleAndPack<Isa>,
           PackShifted<Isa>,
           PackAtMost<Isa>,
+          Isa::PackBytesAtMost,
+          Isa::SumExponentials,
           CrossAll<Simd>,
           PoolAll<Simd>};
 }

@@ -85,6 +85,11 @@ struct CountOutput {
   Column At(size_t) const { return {}; }
 };
 
+// Takes the counts of a tile's row at once.
+struct ByteOutput {
+  Target<uint8_t> target;
+};
+
 template <typename Simd, bool clamped>
 struct AffineOutput {
   struct Column {
@@ -214,8 +219,8 @@ struct ContextOutput {
 //
 // for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
 // where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
-// Interleave. PackMasks(words, bits, mask) sets the bits of words from mask(i), the Simd's Mask of the values from i on;
-// StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile.
+// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. PackMasks(words, bits, mask) sets the bits of words from mask(i), the Simd's Mask of the values from i on;
+// StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile. PackBytesAtMost and SumExponentials are those of KernelSet.
 
 // Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
 constexpr size_t kMostInterleavedWords = 2048;
@@ -259,6 +264,8 @@ inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t strid
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Isa::template StoreMasks<vectors>(masks[r], signs.data + (row + r) * signs.stride, unit);
     });
+  } else if constexpr (std::is_same_v<Output, ByteOutput>) {
+    Unroll<rows>([&](int r) BINARYVIT_INLINE { Isa::StoreBytes(places[r], counts[r]); });
   } else {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE {
       const auto column = output.At(unit + v * Simd::kLanes);
@@ -334,6 +341,11 @@ void ForEachTile(const Rows& rows, const Weights& weights, const Output& output)
 template <typename Isa>
 void CountAll(const Rows& rows, const Weights& weights, int32_t* output, size_t stride) {
   ForEachTile<Isa>(rows, weights, CountOutput<typename Isa::Simd>{{output, stride, 0}});
+}
+
+template <typename Isa>
+void CountBytesAll(const Rows& rows, const Weights& weights, uint8_t* output, size_t stride) {
+  ForEachTile<Isa>(rows, weights, ByteOutput{{output, stride, 0}});
 }
 
 template <typename Isa>

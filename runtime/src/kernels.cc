@@ -22,7 +22,7 @@ const Candidate kCandidates[] = {
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vpopcntdq");
+              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
      }},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
     {&kSseKernels, [] { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }},

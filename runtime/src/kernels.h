@@ -105,6 +105,16 @@ struct CrossRow {
   bool residual;
 };
 
+// Bytes of counts come in blocks, one to a key.
+constexpr size_t kBytesPerBlock = 64;
+
+// Exponentials of 16 bits by the number of bits that differ: their low bytes and their high bytes.
+struct ByteExponentials {
+  static constexpr size_t kSize = 64;
+  const uint8_t* low;
+  const uint8_t* high;
+};
+
 struct KernelSet {
   const char* name;
   size_t unit_tile;    // units whose weights stand side by side
@@ -115,6 +125,8 @@ struct KernelSet {
   void (*multiply)(const Rows&, const Weights&, const Affine&, float* output, size_t stride);
   // The same without Affine: the number of differing bits.
   void (*count)(const Rows&, const Weights&, int32_t* output, size_t stride);
+  // The same as bytes, where no count is above 255.
+  void (*count_bytes)(const Rows&, const Weights&, uint8_t* output, size_t stride);
   // Sets bit i % 32 of word i / 32 for each of the 32 * words values that is below zero.
   void (*pack_signs)(const float* values, size_t words, uint32_t* bits);
 
@@ -138,6 +150,10 @@ struct KernelSet {
   void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
   // Sets a bit for each of the 32 * words counts that is `limit` or less.
   void (*pack_at_most)(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits);
+  // The same of whole blocks of bytes.
+  void (*pack_bytes_at_most)(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits);
+  // The sum of the entries for each count less the least of them, where that is in the table, else of the last entry.
+  uint64_t (*sum_exponentials)(const uint8_t* counts, size_t blocks, const ByteExponentials&, uint8_t* least);
   void (*cross)(const CrossRow&, float* output);
   // The means over `size` x `size` positions of values * factors; `row_stride` values from one row of the map to the next.
   void (*pool)(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means);

@@ -171,6 +171,52 @@ struct ArmIsa {
     vst1q_lane_u16(reinterpret_cast<uint16_t*>(bits) + i / 16, vreinterpretq_u16_u8(sum), 0);
   }
 
+  static inline BINARYVIT_INLINE void StoreBytes(uint8_t* to, const int32x4_t (&counts)[4]) {
+    const auto low_halves = [](int32x4_t a, int32x4_t b) {
+      return vuzp1q_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b));
+    };
+    const uint16x8_t low = low_halves(counts[0], counts[1]), high = low_halves(counts[2], counts[3]);
+    vst1q_u8(to, vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)));
+  }
+
+  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const uint8x16_t most = vdupq_n_u8(limit), one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    for (; blocks > 0; --blocks, counts += kBytesPerBlock, bits += 2) {
+      const uint8x16x4_t bytes = vld1q_u8_x4(counts);
+      const auto bits_of = [&](int i) { return vandq_u8(vcleq_u8(bytes.val[i], most), one_bit); };
+      uint8x16_t sum = vpaddq_u8(vpaddq_u8(bits_of(0), bits_of(1)), vpaddq_u8(bits_of(2), bits_of(3)));
+      sum = vpaddq_u8(sum, sum);
+      vst1_u32(bits, vget_low_u32(vreinterpretq_u32_u8(sum)));
+    }
+  }
+
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+    const auto smaller = [](const uint8x16x4_t& four) {
+      return vminq_u8(vminq_u8(four.val[0], four.val[1]), vminq_u8(four.val[2], four.val[3]));
+    };
+    uint8x16_t minimum = smaller(vld1q_u8_x4(counts));
+    for (size_t block = 1; block < blocks; ++block) {
+      minimum = vminq_u8(minimum, smaller(vld1q_u8_x4(counts + block * kBytesPerBlock)));
+    }
+    *least = vminvq_u8(minimum);
+    minimum = vdupq_n_u8(*least);
+    // TBL gives 0 for an index beyond the table; so do its last entries, or all that is there.
+    const uint8x16x4_t low = vld1q_u8_x4(table.low), high = vld1q_u8_x4(table.high);
+    uint32x4_t low_sum = vdupq_n_u32(0), high_sum = vdupq_n_u32(0);
+    for (; blocks > 0; --blocks, counts += kBytesPerBlock) {
+      const uint8x16x4_t bytes = vld1q_u8_x4(counts);
+      uint16x8_t low_pairs = vdupq_n_u16(0), high_pairs = vdupq_n_u16(0);
+      Unroll<4>([&](int i) BINARYVIT_INLINE {
+        const uint8x16_t index = vsubq_u8(bytes.val[i], minimum);
+        low_pairs = vpadalq_u8(low_pairs, vqtbl4q_u8(low, index));
+        high_pairs = vpadalq_u8(high_pairs, vqtbl4q_u8(high, index));
+      });
+      low_sum = vpadalq_u16(low_sum, low_pairs);
+      high_sum = vpadalq_u16(high_sum, high_pairs);
+    }
+    return vaddvq_u32(low_sum) + 256 * static_cast<uint64_t>(vaddvq_u32(high_sum));
+  }
+
   // Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {

@@ -80,6 +80,43 @@ struct Isa {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE { std::memcpy(reinterpret_cast<char*>(bits) + i / 8 + 2 * v, &masks[v], 2); });
   }
 
+  template <int vectors>
+  static void StoreBytes(uint8_t* to, const __m512i (&counts)[vectors]) {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + v * Simd::kLanes), _mm512_cvtepi32_epi8(counts[v]));
+    });
+  }
+
+  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const __m512i most = _mm512_set1_epi8(static_cast<char>(limit));
+    for (; blocks > 0; --blocks, counts += kBytesPerBlock, bits += 2) {
+      const uint64_t mask = _mm512_cmple_epu8_mask(_mm512_load_si512(counts), most);
+      std::memcpy(bits, &mask, sizeof mask);
+    }
+  }
+
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+    __m512i minimum = _mm512_set1_epi8(-1);
+    for (size_t block = 0; block < blocks; ++block) {
+      minimum = _mm512_min_epu8(minimum, _mm512_load_si512(counts + block * kBytesPerBlock));
+    }
+    const __m256i half = _mm256_min_epu8(_mm512_castsi512_si256(minimum), _mm512_extracti64x4_epi64(minimum, 1));
+    __m128i bytes = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    bytes = _mm_minpos_epu16(_mm_min_epu8(bytes, _mm_srli_epi16(bytes, 8)));
+    *least = static_cast<uint8_t>(_mm_cvtsi128_si32(bytes));
+    const __m512i low = _mm512_load_si512(table.low), high = _mm512_load_si512(table.high);
+    const __m512i last = _mm512_set1_epi8(ByteExponentials::kSize - 1), zero = _mm512_setzero_si512();
+    minimum = _mm512_broadcastb_epi8(bytes);
+    __m512i low_sum = zero, high_sum = zero;
+    for (; blocks > 0; --blocks, counts += kBytesPerBlock) {
+      const __m512i index = _mm512_min_epu8(_mm512_sub_epi8(_mm512_load_si512(counts), minimum), last);
+      low_sum = _mm512_add_epi64(low_sum, _mm512_sad_epu8(_mm512_permutexvar_epi8(index, low), zero));
+      high_sum = _mm512_add_epi64(high_sum, _mm512_sad_epu8(_mm512_permutexvar_epi8(index, high), zero));
+    }
+    const __m512i sum = _mm512_add_epi64(low_sum, _mm512_slli_epi64(high_sum, 8));
+    return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

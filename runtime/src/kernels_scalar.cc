@@ -93,6 +93,24 @@ struct Isa {
     word = (i % kBitsPerWord == 0 ? 0 : word) | static_cast<uint32_t>(masks[0]) << (i % kBitsPerWord);
   }
 
+  static void StoreBytes(uint8_t* to, const int32_t (&counts)[1]) { *to = static_cast<uint8_t>(counts[0]); }
+
+  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    PackMasks(2 * blocks, bits, [&](size_t i) { return counts[i] <= limit; });
+  }
+
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+    *least = UINT8_MAX;
+    for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) *least = counts[i] < *least ? counts[i] : *least;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) {
+      size_t index = static_cast<size_t>(counts[i] - *least);
+      if (index >= ByteExponentials::kSize) index = ByteExponentials::kSize - 1;
+      sum += table.low[index] + 256u * table.high[index];
+    }
+    return sum;
+  }
+
   template <typename MaskOf>
   static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
     for (size_t word = 0; word < words; ++word) {

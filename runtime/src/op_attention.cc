@@ -1,13 +1,10 @@
 // BinaryVitAttention: a whole self-attention of signs. Keys and values come first; then a few queries at a time pass from the
 // input to the output, so that nothing of theirs leaves the cache.
 //
-// A score takes one of head_dim + 1 values, by the number of bits in which query and key differ. So the exponentials are a
-// table, and a probability is above the threshold where that number is at most a limit, which the row's sum gives. A row of
-// the binary attention is then a mask of bits, and a value a column of bits: with a in {0, 1} and v = +-1, the sum of a * v
-// is the number of bits in which mask and column differ, less the column's own number of bits.
-#include <cmath>
-
+// A row of the binary attention is a mask of bits, by ProbabilityLimit, and a value a column of bits: with a in {0, 1} and
+// v = +-1, the sum of a * v is the number of bits in which mask and column differ, less the column's own number of bits.
 #include "op.h"
+#include "probability_limit.h"
 #include "projection.h"
 
 namespace binaryvit {
@@ -30,7 +27,7 @@ struct Attention {
   void ComputeKeys(const KernelSet& kernels, const float* x, size_t first, size_t count, int thread);
   void PackHead(const KernelSet& kernels, size_t head);
   void ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count, int thread);
-  int32_t Limit(const int32_t* counts) const;
+  void ComputeMasks(const KernelSet& kernels, size_t head, size_t count, int thread);
   bool CopyByHead(const float* row, Buffer<float>* padded) const;
   bool PackProjection(const NodeView& node, Kernel kernel);
 
@@ -41,8 +38,10 @@ struct Attention {
   size_t Width() const { return heads * HeadWidth(); }
   size_t Words() const { return heads * HeadWords(); }
   size_t Queries() const { return height * width; }
-  size_t Keys() const { return Queries() / (reduction * reduction); }
+  size_t Keys() const { return (height / reduction) * (width / reduction); }
   size_t KeyWords() const { return WordsFor(Keys()); }
+  size_t KeyBlocks() const { return (Keys() + kBytesPerBlock - 1) / kBytesPerBlock; }
+  size_t MaskWords() const { return KeyBlocks() * kBytesPerBlock / kBitsPerWord; }  // of room
   bool IsPadded() const { return HeadDim() != HeadWidth(); }
   void PadRows(const float* from, size_t count, float* to) const {
     CopyRows(from, HeadDim(), HeadDim(), count * heads, to, HeadWidth());
@@ -58,8 +57,7 @@ struct Attention {
   Buffer<float> input_thresholds[kKernels];
   Buffer<float> scale, natural_scale;  // with and without gaps between heads
   Buffer<float> context_scale, context_bias, context_slope;
-  Buffer<double> exponentials;  // by the number of bits that differ
-  double probability_threshold = 0;
+  ProbabilityLimit limit;
 
   // Of the image at hand.
   Buffer<float> shortcuts;      // key + value of each position of the keys
@@ -70,6 +68,7 @@ struct Attention {
   Buffer<int32_t> value_sums;   // set bits of each channel
   size_t key_stride = 0;        // from one head's keys to the next one's
   size_t value_stride = 0;
+  uint8_t missing_keys[kBytesPerBlock] = {};  // of the last block: UINT8_MAX for those that don't exist
 
   // Of each thread.
   struct Scratch {
@@ -77,6 +76,7 @@ struct Attention {
     Buffer<uint32_t> bits;
     Buffer<uint32_t> signs;
     Buffer<int32_t> counts;
+    Buffer<uint8_t> byte_counts;  // instead of `counts`, where the limit takes bytes
     Buffer<uint32_t> masks;
   };
   Scratch* scratch = nullptr;
@@ -165,13 +165,9 @@ bool Attention::Pack(const NodeView& node) {
   if (!CopyByHead(row(kScaleRow), &scale) || !CopyPadded(row(kScaleRow), channels, &natural_scale) ||
       !CopyByHead(row(kContextRows), &context_scale) ||
       !CopyByHead(row(kContextRows + 1), &context_bias) || !CopyByHead(row(kContextRows + 2), &context_slope) ||
-      !exponentials.Resize(HeadDim() + 1)) {
+      !limit.Prepare(HeadDim(), *static_cast<const float*>(node.Input(3)->data))) {
     return false;
   }
-  for (size_t d = 0; d <= HeadDim(); ++d) {
-    exponentials[d] = std::exp(-2.0 * static_cast<double>(d) / std::sqrt(static_cast<double>(HeadDim())));
-  }
-  probability_threshold = *static_cast<const float*>(node.Input(3)->data);
   return packed = true;
 }
 
@@ -184,6 +180,9 @@ bool Attention::Reserve(const NodeView& node) {
       !values.Resize(heads * value_stride) || !value_sums.Resize(Width())) {
     return false;
   }
+  for (size_t i = 0; i < kBytesPerBlock; ++i) {
+    missing_keys[i] = (KeyBlocks() - 1) * kBytesPerBlock + i < Keys() ? 0 : UINT8_MAX;
+  }
   FreeScratch();
   const auto threads = static_cast<size_t>(node.session.pool.threads());
   scratch = static_cast<Scratch*>(std::calloc(threads, sizeof(Scratch)));
@@ -191,10 +190,10 @@ bool Attention::Reserve(const NodeView& node) {
   for (; scratch_count < threads; ++scratch_count) new (&scratch[scratch_count]) Scratch();
   for (size_t thread = 0; thread < threads; ++thread) {
     Scratch& own = scratch[thread];
-    const size_t row_of_counts = KeyWords() * kBitsPerWord;
+    const size_t counts = kRowsPerTask * KeyBlocks() * kBytesPerBlock;
     if (!own.reals.Resize(5 * kRowsPerTask * Width()) || !own.bits.Resize(kRowsPerTask * Words()) ||
-        !own.signs.Resize(kRowsPerTask * Words()) || !own.counts.Resize(kRowsPerTask * row_of_counts) ||
-        !own.masks.Resize(kRowsPerTask * KeyWords())) {
+        !own.signs.Resize(kRowsPerTask * Words()) || !own.masks.Resize(kRowsPerTask * MaskWords()) ||
+        !(limit.TakesBytes() ? own.byte_counts.Resize(counts) : own.counts.Resize(counts))) {
       return false;
     }
   }
@@ -311,27 +310,42 @@ void Attention::PackHead(const KernelSet& kernels, size_t head) {
   }
 }
 
-// The largest number of differing bits whose probability is above the threshold, or -1.
-int32_t Attention::Limit(const int32_t* counts) const {
-  const size_t count = Keys();
-  double sums[4] = {};  // side by side, so that an addition needn't wait for the one before
-  size_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    for (size_t j = 0; j < 4; ++j) sums[j] += exponentials[static_cast<size_t>(counts[i + j])];
-  }
-  for (; i < count; ++i) sums[0] += exponentials[static_cast<size_t>(counts[i])];
-  const double least = probability_threshold * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  // How many of the falling exponentials are above it.
-  size_t low = 0, high = HeadDim() + 1;
-  while (low < high) {
-    const size_t middle = (low + high) / 2;
-    if (exponentials[middle] > least) {
-      low = middle + 1;
-    } else {
-      high = middle;
+// The rows of a head's binary attention, for `count` queries whose bits are in `signs`.
+void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count, int thread) {
+  Scratch& own = scratch[thread];
+  // Whole tiles of keys: some don't exist.
+  const Weights head_keys = {keys.data() + head * key_stride, RoundUp(Keys(), kernels.unit_tile), HeadWords()};
+  const Rows queries = {own.signs.data() + head * HeadWords(), Words(), count};
+  const size_t row_of_counts = KeyBlocks() * kBytesPerBlock;
+  if (limit.TakesBytes()) {
+    kernels.count_bytes(queries, head_keys, own.byte_counts.data(), row_of_counts);
+    // One step after the other for all rows: what bytes have written isn't read as vectors at once.
+    for (size_t row = 0; row < count; ++row) {
+      uint8_t* last_block = own.byte_counts.data() + (row + 1) * row_of_counts - kBytesPerBlock;
+      for (size_t i = 0; i < kBytesPerBlock; ++i) last_block[i] |= missing_keys[i];
     }
+    int32_t most[kRowsPerTask];
+    for (size_t row = 0; row < count; ++row) {
+      most[row] = limit.Of(kernels, own.byte_counts.data() + row * row_of_counts, Keys());
+    }
+    for (size_t row = 0; row < count; ++row) {
+      uint32_t* mask = own.masks.data() + row * MaskWords();
+      if (most[row] >= 0) {
+        kernels.pack_bytes_at_most(own.byte_counts.data() + row * row_of_counts, static_cast<uint8_t>(most[row]),
+                                   KeyBlocks(), mask);
+      } else {
+        std::memset(mask, 0, MaskWords() * sizeof(uint32_t));
+      }
+    }
+    return;
   }
-  return static_cast<int32_t>(low) - 1;
+  kernels.count(queries, head_keys, own.counts.data(), row_of_counts);
+  for (size_t row = 0; row < count; ++row) {
+    const int32_t* counts = own.counts.data() + row * row_of_counts;
+    uint32_t* mask = own.masks.data() + row * MaskWords();
+    kernels.pack_at_most(counts, limit.Of(counts, Keys()), KeyWords(), mask);
+    mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - Keys());
+  }
 }
 
 void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count,
@@ -361,23 +375,13 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
     const size_t y = (first + row) / width / reduction, column = (first + row) % width / reduction;
     shortcut[row] = shortcuts.data() + (y * (width / reduction) + column) * Width();
   }
-  const size_t row_of_counts = KeyWords() * kBitsPerWord;
   for (size_t head = 0; head < heads; ++head) {
-    // Whole tiles of keys; the bits of those that don't exist are cleared.
-    const size_t tiled_keys = RoundUp(Keys(), kernels.unit_tile);
-    const Weights head_keys = {keys.data() + head * key_stride, tiled_keys, HeadWords()};
+    ComputeMasks(kernels, head, count, thread);
     const Weights head_values = {values.data() + head * value_stride, HeadWidth(), KeyWords()};
-    kernels.count({own.signs.data() + head * HeadWords(), Words(), count}, head_keys, own.counts.data(), row_of_counts);
-    for (size_t row = 0; row < count; ++row) {
-      const int32_t* counts = own.counts.data() + row * row_of_counts;
-      uint32_t* mask = own.masks.data() + row * KeyWords();
-      kernels.pack_at_most(counts, Limit(counts), KeyWords(), mask);
-      mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - Keys());
-    }
     const size_t unit = head * HeadWidth();
     const Context table = {value_sums.data() + unit, context_scale.data() + unit, context_bias.data() + unit,
                            context_slope.data() + unit, input_thresholds[kOutput].data() + unit};
-    kernels.attend({own.masks.data(), KeyWords(), count}, head_values, table, {query + unit, Width()}, shortcut, unit,
+    kernels.attend({own.masks.data(), MaskWords(), count}, head_values, table, {query + unit, Width()}, shortcut, unit,
                    context + unit, Width(), {own.bits.data() + head * HeadWords(), Words()});
   }
   const RealRows residual = {has_residual ? x : nullptr, Width()};

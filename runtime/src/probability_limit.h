@@ -1,0 +1,39 @@
+// ProbabilityLimit: which probabilities of a row of attention are above the threshold.
+#ifndef BINARYVIT_PROBABILITY_LIMIT_H_
+#define BINARYVIT_PROBABILITY_LIMIT_H_
+
+#include "kernels.h"
+
+namespace binaryvit {
+
+// A score takes one of head_dim + 1 values, by the number of bits in which query and key differ. So the exponentials are a
+// table, and a probability is above the threshold where that number is at most a limit, which the row's sum gives.
+class ProbabilityLimit {
+ public:
+  // False where there is no memory.
+  [[nodiscard]] bool Prepare(size_t head_dim, double threshold);
+
+  // Whether counts of differing bits may come as bytes, which is faster.
+  bool TakesBytes() const { return takes_bytes_; }
+
+  // The largest number of differing bits whose probability is above the threshold, or -1; of the row's counts.
+  int32_t Of(const int32_t* counts, size_t keys) const;
+  // The same. There is room for whole blocks of counts, and those behind the last are UINT8_MAX.
+  int32_t Of(const KernelSet& kernels, const uint8_t* counts, size_t keys) const;
+
+ private:
+  template <typename Count>
+  int32_t Exactly(const Count* counts, size_t keys) const;
+
+  double threshold_ = 0;
+  bool takes_bytes_ = false;
+  Buffer<double> exponentials_;  // by the number of bits that differ
+  // For bytes, where exponentials are in units of 1 / 65535 of the row's largest one: their table, and below which sum the
+  // probability is above the threshold, by how many more bits differ than for the largest one. Falling; zeros at the end.
+  Buffer<uint8_t> table_;
+  Buffer<int32_t> bounds_;
+};
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_PROBABILITY_LIMIT_H_
