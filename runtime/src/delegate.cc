@@ -1,4 +1,5 @@
-// The delegate: takes over every custom operator that it knows, one node at a time, and leaves the rest to the host.
+// The delegate: takes over every custom operator that it knows, one node at a time, and leaves the rest to the host, but for
+// builtin operators whose operands a network with such operators makes binary.
 //
 // It is loaded through LiteRT's external-delegate interface and calls the host through the structs of litert_abi.h alone, so
 // one build runs in every host with that interface.
@@ -23,11 +24,14 @@ using litert::Registration;
 using litert::Status;
 
 const OpType* const kOps[] = {&kLceQuantize, &kLceDequantize, &kLceBconv2d,  &kLceBMaxPool2d,
-                              &kAttention,   &kFeedForward,   &kPatchMerging, &kPooling};
+                              &kAttention,   &kFeedForward,   &kPatchMerging, &kPooling,
+                              &kFullyConnected};
 
-const OpType* FindOp(const char* name) {
+const OpType* FindOp(const Registration& registration) {
+  const bool is_custom = registration.builtin_code == litert::kBuiltinCustom;
   for (const OpType* op : kOps) {
-    if (name && std::strcmp(name, op->name) == 0) return op;
+    if (op->builtin_code != registration.builtin_code) continue;
+    if (!is_custom || (registration.custom_name && std::strcmp(registration.custom_name, op->name) == 0)) return op;
   }
   return nullptr;
 }
@@ -97,7 +101,7 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   if (context->GetNodeAndRegistration(context, index, &node, &registration) != litert::kOk) return nullptr;
   auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
   if (!kernel) return nullptr;
-  kernel->type = FindOp(registration->custom_name);
+  kernel->type = FindOp(*registration);
   kernel->delegate = static_cast<BinaryVitDelegate*>(params->delegate);
   kernel->original = *node;
   kernel->original.inputs = Copy(node->inputs);
@@ -140,6 +144,47 @@ Status InvokeKernel(Context* context, Node* node) {
   return ok ? litert::kOk : litert::kError;
 }
 
+// A network without any is all the host's.
+bool HasCustomOps(Context* context, const IntArray& plan) {
+  for (int i = 0; i < plan.size; ++i) {
+    Node* node;
+    Registration* registration;
+    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk) continue;
+    const OpType* op = FindOp(*registration);
+    if (op && !op->claims) return true;
+  }
+  return false;
+}
+
+bool IsTensor(int index, const Buffer<bool>& marks) { return index >= 0 && static_cast<size_t>(index) < marks.size(); }
+
+// Marks the tensors that aren't the same in each run: those that are neither constants nor made of constants alone, as
+// weights are that a file holds in float16.
+Status MarkComputed(Context* context, const IntArray& plan, Buffer<bool>* marks) {
+  for (size_t i = 0; i < marks->size(); ++i) (*marks)[i] = context->tensors[i].allocation != litert::kReadOnlyFile;
+  for (int i = 0; i < plan.size; ++i) {
+    Node* node;
+    Registration* registration;
+    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk) return litert::kError;
+    if (!node->inputs || !node->outputs) continue;
+    bool any = node->inputs->size == 0;
+    for (int j = 0; j < node->inputs->size; ++j) {
+      const int input = node->inputs->data[j];
+      any |= IsTensor(input, *marks) && (*marks)[static_cast<size_t>(input)];
+    }
+    for (int j = 0; j < node->outputs->size; ++j) {
+      const int output = node->outputs->data[j];
+      if (IsTensor(output, *marks)) (*marks)[static_cast<size_t>(output)] = any;
+    }
+  }
+  return litert::kOk;
+}
+
+bool HasComputedWeights(const Node& node, const Buffer<bool>& computed) {
+  const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
+  return IsTensor(weights, computed) && computed[static_cast<size_t>(weights)];
+}
+
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
   auto* delegate = static_cast<BinaryVitDelegate*>(base);
   // Operators have memory for as many threads as there were when they were prepared: a second graph can't change that.
@@ -151,15 +196,21 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   IntArray* plan;
   if (context->GetExecutionPlan(context, &plan) != litert::kOk) return litert::kError;
   plan = Copy(plan);  // the host's changes with every replacement
-  if (!plan) return litert::kError;
-  Status status = litert::kOk;
-  for (int i = 0; i < plan->size && status == litert::kOk; ++i) {
+  Buffer<bool> computed;
+  Status status = plan && computed.Resize(context->tensors_size) ? litert::kOk : litert::kError;
+  const bool has_custom_ops = status == litert::kOk && HasCustomOps(context, *plan);
+  if (has_custom_ops) status = MarkComputed(context, *plan, &computed);
+  for (int i = 0; has_custom_ops && i < plan->size && status == litert::kOk; ++i) {
     Node* node;
     Registration* registration;
     status = context->GetNodeAndRegistration(context, plan->data[i], &node, &registration);
-    if (status != litert::kOk || registration->builtin_code != litert::kBuiltinCustom) continue;
-    const OpType* op = FindOp(registration->custom_name);
+    if (status != litert::kOk) break;
+    const OpType* op = FindOp(*registration);
     if (!op) continue;
+    if (op->claims && (!HasComputedWeights(*node, computed) ||
+                       !op->claims(NodeView(context, node, &delegate->session, op->name)))) {
+      continue;
+    }
     Registration kernel = {};
     kernel.init = InitKernel;
     kernel.free = FreeKernel;

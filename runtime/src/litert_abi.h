@@ -20,7 +20,12 @@ enum Allocation : int { kReadOnlyFile = 1 };  // kTfLiteMmapRo: a constant of th
 
 enum QuantizationType : int { kNoQuantization = 0, kAffineQuantization = 1 };
 
-constexpr int kBuiltinCustom = 32;               // the builtin code of every custom operator
+// Builtin codes of the schema.
+constexpr int kBuiltinFullyConnected = 9;
+constexpr int kBuiltinCustom = 32;  // of every custom operator
+
+enum Activation : int { kNoActivation = 0, kRelu = 1, kReluN1To1 = 2, kRelu6 = 3 };
+
 constexpr int64_t kAllowDynamicTensors = 1;      // without it hosts refuse delegates for graphs with dynamic tensors
 
 struct Context;
@@ -87,6 +92,13 @@ struct Registration {
   void* async_kernel;
   uint64_t inplace_operator;
   uint64_t reserved[8];  // newer hosts have a longer struct, and are to find zeros there
+};
+
+// What a node of FULLY_CONNECTED has as builtin data: the first fields of tflite/c/builtin_op_data.h's.
+struct FullyConnectedParams {
+  int activation;
+  int weights_format;  // 0: rows of values, one a unit
+  bool keep_num_dims;
 };
 
 struct DelegateParams {

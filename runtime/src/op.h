@@ -30,6 +30,14 @@ class NodeView {
   const litert::Tensor* Input(int index) const { return Get(node_->inputs->data[index]); }
   litert::Tensor* Output(int index) const { return Get(node_->outputs->data[index]); }
 
+  // Before CheckCounts: how many inputs and outputs the node lists, and whether one is a tensor of the model.
+  int InputCount() const { return node_->inputs ? node_->inputs->size : 0; }
+  int OutputCount() const { return node_->outputs ? node_->outputs->size : 0; }
+  bool HasInput(int index) const { return Input(index) != nullptr; }
+
+  // The parameters of a builtin operator, or null.
+  const void* BuiltinData() const { return node_->builtin_data; }
+
   // Reports "name: message", as printf would write it, and returns false.
   __attribute__((format(printf, 2, 3))) bool Fail(const char* format, ...) const;
 
@@ -66,9 +74,12 @@ class NodeView {
   const char* name_;
 };
 
-// An operator's entry points. `prepare` runs whenever shapes have changed, and before `invoke`.
+// An operator's entry points. `prepare` runs whenever shapes have changed, and before `invoke`. Of a builtin operator the
+// delegate takes the nodes that `claims` says; the host has the others.
 struct OpType {
   const char* name;
+  int builtin_code;
+  bool (*claims)(const NodeView&);  // null for a custom operator, which has no other home
   void* (*create)();
   void (*destroy)(void* op);
   bool (*prepare)(void* op, const NodeView&, const Options&);
@@ -77,9 +88,12 @@ struct OpType {
 
 // Op has a constructor without arguments, bool Prepare(const NodeView&, const Options&) and bool Invoke(const NodeView&).
 template <typename Op>
-constexpr OpType MakeOpType(const char* name) {
+constexpr OpType MakeOpType(const char* name, int builtin_code = litert::kBuiltinCustom,
+                            bool (*claims)(const NodeView&) = nullptr) {
   return {
       name,
+      builtin_code,
+      claims,
       []() -> void* {
         void* memory = std::malloc(sizeof(Op));
         return memory ? new (memory) Op() : nullptr;
@@ -95,8 +109,15 @@ constexpr OpType MakeOpType(const char* name) {
   };
 }
 
+// The same for a builtin operator; Op has static bool Claims(const NodeView&) as well, which reports nothing.
+template <typename Op>
+constexpr OpType MakeBuiltinOpType(const char* name, int builtin_code) {
+  return MakeOpType<Op>(name, builtin_code, Op::Claims);
+}
+
 extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
 extern const OpType kAttention, kFeedForward, kPatchMerging, kPooling;
+extern const OpType kFullyConnected;
 
 // Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
 static inline size_t Product(const litert::IntArray& dims, int first, int last) {
