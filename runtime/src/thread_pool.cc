@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <ctime>
+
 // The names by which every glibc since 2.17 has these functions; current ones would ask for glibc 2.34.
 #if defined(__GLIBC__) && defined(__x86_64__)
 __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
@@ -14,21 +16,35 @@ __asm__(".symver pthread_join, pthread_join@GLIBC_2.17");
 namespace binaryvit {
 namespace {
 
-// Waits until `ready()`, for some ten microseconds at most, and without giving the processor away.
-#if defined(__x86_64__)
-constexpr int kSpins = 8000;
-void Pause() { __builtin_ia32_pause(); }
-#elif defined(__aarch64__)
-constexpr int kSpins = 20000;
-void Pause() { __asm__ volatile("yield"); }
-#else
-constexpr int kSpins = 20000;
-void Pause() {}
-#endif
+constexpr int64_t kMostNanoseconds = 50000;
+constexpr int kPausesBetweenLooks = 16;  // at the clock
 
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+int64_t Nanoseconds() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+}
+
+// Waits until `ready()`, for some fifty microseconds at most, and without giving the processor away.
 template <typename Ready>
-void Spin(const Ready& ready) {
-  for (int spin = 0; spin < kSpins && !ready(); ++spin) Pause();
+bool Spin(const Ready& ready) {
+  if (ready()) return true;
+  const int64_t end = Nanoseconds() + kMostNanoseconds;
+  do {
+    for (int i = 0; i < kPausesBetweenLooks; ++i) {
+      if (ready()) return true;
+      Pause();
+    }
+  } while (Nanoseconds() < end);
+  return false;
 }
 
 }  // namespace
@@ -43,6 +59,7 @@ void ThreadPool::SetThreads(int count) {
 
 void ThreadPool::Start() {
   process_ = getpid();
+  generation_ = 0;
   stop_ = false;
   while (started_ < count_ - 1) {
     Worker& worker = workers_[started_];
@@ -55,14 +72,21 @@ void ThreadPool::Start() {
 
 void ThreadPool::Stop() {
   if (started_ > 0 && process_ == getpid()) {
-    pthread_mutex_lock(&mutex_);
     stop_ = true;
-    open_ = false;
-    pthread_cond_broadcast(&work_);
-    pthread_mutex_unlock(&mutex_);
+    Announce();
     for (int i = 0; i < started_; ++i) pthread_join(workers_[i].thread, nullptr);
   }
   started_ = 0;
+}
+
+// The atomics are sequentially consistent: of two threads that each write one and then read the other's, one at least sees
+// what the other wrote.
+void ThreadPool::Announce() {
+  ++generation_;
+  if (sleepers_ == 0) return;  // one that is about to sleep looks at the generation once more
+  pthread_mutex_lock(&mutex_);
+  pthread_cond_broadcast(&work_);
+  pthread_mutex_unlock(&mutex_);
 }
 
 void* ThreadPool::WorkerMain(void* argument) {
@@ -70,17 +94,18 @@ void* ThreadPool::WorkerMain(void* argument) {
   ThreadPool& pool = *worker.pool;
   uint64_t seen = 0;
   while (true) {
-    Spin([&] { return pool.generation_.load(std::memory_order_relaxed) != seen; });
-    pthread_mutex_lock(&pool.mutex_);
-    while (pool.generation_ == seen && !pool.stop_) pthread_cond_wait(&pool.work_, &pool.mutex_);
-    const bool stop = pool.stop_, joins = pool.open_;
+    if (!Spin([&] { return pool.generation_ != seen; })) {
+      pthread_mutex_lock(&pool.mutex_);
+      ++pool.sleepers_;
+      while (pool.generation_ == seen) pthread_cond_wait(&pool.work_, &pool.mutex_);
+      --pool.sleepers_;
+      pthread_mutex_unlock(&pool.mutex_);
+    }
     seen = pool.generation_;
-    if (joins) pool.busy_.fetch_add(1, std::memory_order_relaxed);
-    pthread_mutex_unlock(&pool.mutex_);
-    if (stop) return nullptr;
-    if (!joins) continue;
-    pool.Work(worker.index);
-    if (pool.busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    if (pool.stop_) return nullptr;
+    ++pool.busy_;
+    if (pool.open_) pool.Work(worker.index);
+    if (--pool.busy_ == 0 && pool.waits_) {
       pthread_mutex_lock(&pool.mutex_);
       pthread_cond_signal(&pool.done_);
       pthread_mutex_unlock(&pool.mutex_);
@@ -89,15 +114,19 @@ void* ThreadPool::WorkerMain(void* argument) {
 }
 
 void ThreadPool::Work(int thread) {
-  // Copies, because they lie beside the counter that all threads write. Several indices at a time, so that they rarely do.
+  // Copies, because they lie beside what other threads write. Several indices at a time, so that counters are rarely written.
   const Function function = function_;
   const void* const context = context_;
-  const size_t size = size_, share = size / (32 * static_cast<size_t>(count_)) + 1;
-  while (true) {
-    const size_t first = next_.fetch_add(share, std::memory_order_relaxed);
-    if (first >= size) return;
-    const size_t last = size - first < share ? size : first + share;
-    for (size_t index = first; index < last; ++index) function(context, index, thread);
+  const int count = count_;
+  for (int i = 0; i < count; ++i) {
+    Range& range = ranges_[(thread + i) % count];
+    const size_t end = range.end, share = range.share;
+    while (true) {
+      const size_t first = range.next.fetch_add(share, std::memory_order_relaxed);
+      if (first >= end) break;
+      const size_t last = end - first < share ? end : first + share;
+      for (size_t index = first; index < last; ++index) function(context, index, thread);
+    }
   }
 }
 
@@ -112,29 +141,28 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
     work_ = PTHREAD_COND_INITIALIZER;
     done_ = PTHREAD_COND_INITIALIZER;
     started_ = 0;
+    sleepers_ = 0;
     busy_ = 0;
   }
-  if (started_ == 0) {
-    generation_ = 0;
-    Start();
-  }
+  if (started_ == 0) Start();
   function_ = function;
   context_ = context;
-  size_ = count;
-  next_.store(0, std::memory_order_relaxed);
-  pthread_mutex_lock(&mutex_);
+  const auto threads = static_cast<size_t>(count_);
+  for (size_t thread = 0; thread < threads; ++thread) {
+    Range& range = ranges_[thread];
+    range.next.store(count * thread / threads, std::memory_order_relaxed);
+    range.end = count * (thread + 1) / threads;
+    range.share = count / (32 * threads) + 1;
+  }
   open_ = true;
-  ++generation_;
-  pthread_cond_broadcast(&work_);
-  pthread_mutex_unlock(&mutex_);
+  Announce();
   Work(0);
-  pthread_mutex_lock(&mutex_);
   open_ = false;
-  pthread_mutex_unlock(&mutex_);
-  Spin([&] { return busy_.load(std::memory_order_acquire) == 0; });
-  if (busy_.load(std::memory_order_acquire) == 0) return;
+  if (Spin([&] { return busy_ == 0; })) return;
   pthread_mutex_lock(&mutex_);
-  while (busy_.load(std::memory_order_acquire) > 0) pthread_cond_wait(&done_, &mutex_);
+  waits_ = true;
+  while (busy_ > 0) pthread_cond_wait(&done_, &mutex_);
+  waits_ = false;
   pthread_mutex_unlock(&mutex_);
 }
 

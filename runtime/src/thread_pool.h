@@ -44,9 +44,19 @@ class ThreadPool {
     pthread_t thread;
   };
 
+  // A thread's share of the loop, in the same place of every loop: what it wrote in one is in its core's cache for the next.
+  // Whoever is done with the own one helps others.
+  struct Range {
+    std::atomic<size_t> next{0};
+    size_t end = 0;
+    size_t share = 1;  // indices taken at a time
+    char rest_of_line[kAlignment - 3 * sizeof(size_t)];
+  };
+
   static void* WorkerMain(void* argument);
   void Run(size_t count, Function function, const void* context);
   void Work(int thread);
+  void Announce();
   void Start();
   void Stop();
 
@@ -58,15 +68,15 @@ class ThreadPool {
   pthread_cond_t work_ = PTHREAD_COND_INITIALIZER;
   pthread_cond_t done_ = PTHREAD_COND_INITIALIZER;
 
-  // Changed under the mutex, but for the end of a worker's share.
   std::atomic<uint64_t> generation_{0};  // counts loops
-  std::atomic<int> busy_{0};             // workers in the loop
-  bool open_ = false;                    // whether more of them may join it: one that wakes up late isn't waited for
-  bool stop_ = false;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> open_{false};  // whether workers may join the loop: one that comes late isn't waited for
+  std::atomic<int> busy_{0};       // workers that have joined, or are about to look whether they may
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> waits_{false};  // the caller sleeps until no worker is busy
 
   // Of the current loop.
-  std::atomic<size_t> next_{0};
-  size_t size_ = 0;
+  Range ranges_[kMaxThreads];
   Function function_ = nullptr;
   const void* context_ = nullptr;
 };
