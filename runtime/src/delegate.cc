@@ -1,5 +1,5 @@
-// The delegate: takes over every custom operator that it knows, one node at a time, and leaves the rest to the host, but for
-// builtin operators whose operands a network with such operators makes binary.
+// The delegate: takes over every custom operator that it knows, one node at a time. In a graph with such operators it also
+// takes the builtin ones that go with them; the host has the rest, and graphs without.
 //
 // It is loaded through LiteRT's external-delegate interface and calls the host through the structs of litert_abi.h alone, so
 // one build runs in every host with that interface.
@@ -57,14 +57,16 @@ IntArray* Copy(const IntArray* array) {
   return static_cast<IntArray*>(copy ? std::memcpy(copy, array, size) : nullptr);
 }
 
-// The kernel of one node. The host's own node lists inputs without the optional ones that are left out, so the original
-// lists are kept.
+// A kernel of one node, or of several. The host's own node lists inputs without the optional ones that are left out, so the
+// original lists are kept.
 struct Kernel {
   const OpType* type;
   void* op;
   BinaryVitDelegate* delegate;
   size_t entry;  // of the profile, where there is one
-  Node original;
+  GraphNode* nodes;
+  size_t node_count;
+  IntArray* outputs;  // tensors that others need
 };
 
 bool AddProfileEntry(Kernel* kernel, const char* output) {
@@ -88,9 +90,53 @@ void FreeKernel(Context*, void* data) {
   auto* kernel = static_cast<Kernel*>(data);
   if (!kernel) return;
   if (kernel->op) kernel->type->destroy(kernel->op);
-  std::free(kernel->original.inputs);
-  std::free(kernel->original.outputs);
+  for (size_t i = 0; i < kernel->node_count; ++i) {
+    std::free(kernel->nodes[i].node.inputs);
+    std::free(kernel->nodes[i].node.outputs);
+  }
+  std::free(kernel->nodes);
+  std::free(kernel->outputs);
   std::free(kernel);
+}
+
+// Copies the nodes that the kernel stands for.
+bool CopyNodes(Context* context, const IntArray& indices, Kernel* kernel) {
+  const auto count = static_cast<size_t>(indices.size);
+  kernel->nodes = static_cast<GraphNode*>(std::calloc(count, sizeof(GraphNode)));
+  if (!kernel->nodes) return false;
+  for (; kernel->node_count < count; ++kernel->node_count) {
+    Node* node;
+    Registration* registration;
+    if (context->GetNodeAndRegistration(context, indices.data[kernel->node_count], &node, &registration) != litert::kOk) {
+      return false;
+    }
+    GraphNode& copy = kernel->nodes[kernel->node_count];
+    copy = {*node, registration->builtin_code};
+    copy.node.inputs = Copy(node->inputs);
+    copy.node.outputs = Copy(node->outputs);
+    if (!copy.node.inputs || !copy.node.outputs) {
+      ++kernel->node_count;  // for FreeKernel
+      return false;
+    }
+  }
+  return true;
+}
+
+Kernel* NewKernel(Context* context, const litert::DelegateParams& params, const OpType* type) {
+  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
+  if (!kernel) return nullptr;
+  kernel->type = type;
+  kernel->delegate = static_cast<BinaryVitDelegate*>(params.delegate);
+  kernel->outputs = Copy(params.output_tensors);
+  const bool copied = CopyNodes(context, *params.nodes_to_replace, kernel);
+  kernel->op = copied ? type->create() : nullptr;
+  const bool profile = kernel->delegate->profile;
+  if (!kernel->op || !kernel->outputs ||
+      (profile && !AddProfileEntry(kernel, OutputName(context, *kernel->outputs)))) {
+    FreeKernel(context, kernel);
+    return nullptr;
+  }
+  return kernel;
 }
 
 void* InitKernel(Context* context, const char* buffer, size_t) {
@@ -99,25 +145,16 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   Registration* registration;
   const int index = params->nodes_to_replace->data[0];
   if (context->GetNodeAndRegistration(context, index, &node, &registration) != litert::kOk) return nullptr;
-  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
-  if (!kernel) return nullptr;
-  kernel->type = FindOp(*registration);
-  kernel->delegate = static_cast<BinaryVitDelegate*>(params->delegate);
-  kernel->original = *node;
-  kernel->original.inputs = Copy(node->inputs);
-  kernel->original.outputs = Copy(node->outputs);
-  kernel->op = kernel->type ? kernel->type->create() : nullptr;
-  if (!kernel->op || !kernel->original.inputs || !kernel->original.outputs) {
-    FreeKernel(context, kernel);
-    return nullptr;
-  }
-  if (kernel->delegate->profile) {
-    if (!AddProfileEntry(kernel, OutputName(context, *kernel->original.outputs))) {
-      FreeKernel(context, kernel);
-      return nullptr;
-    }
-  }
-  return kernel;
+  const OpType* type = FindOp(*registration);
+  return type ? NewKernel(context, *params, type) : nullptr;
+}
+
+void* InitPointwise(Context* context, const char* buffer, size_t) {
+  return NewKernel(context, *reinterpret_cast<const litert::DelegateParams*>(buffer), &kPointwise);
+}
+
+NodeView ViewOf(Context* context, Kernel* kernel) {
+  return {context, kernel->nodes, kernel->node_count, kernel->outputs, &kernel->delegate->session, kernel->type->name};
 }
 
 Status PrepareKernel(Context* context, Node* node) {
@@ -126,15 +163,15 @@ Status PrepareKernel(Context* context, Node* node) {
     context->ReportError(context, "BinaryVit: a node couldn't be set up");
     return litert::kError;
   }
-  const NodeView view(context, &kernel->original, &kernel->delegate->session, kernel->type->name);
-  const int size = kernel->original.custom_options_size;
-  const Options options(kernel->original.custom_options, size > 0 ? static_cast<size_t>(size) : 0);
-  return kernel->type->prepare(kernel->op, view, options) ? litert::kOk : litert::kError;
+  const Node& first = kernel->nodes[0].node;
+  const size_t size = first.custom_options_size > 0 ? static_cast<size_t>(first.custom_options_size) : 0;
+  const Options options(first.custom_options, size);
+  return kernel->type->prepare(kernel->op, ViewOf(context, kernel), options) ? litert::kOk : litert::kError;
 }
 
 Status InvokeKernel(Context* context, Node* node) {
   auto* kernel = static_cast<Kernel*>(node->user_data);
-  const NodeView view(context, &kernel->original, &kernel->delegate->session, kernel->type->name);
+  const NodeView view = ViewOf(context, kernel);
   if (!kernel->delegate->profile) return kernel->type->invoke(kernel->op, view) ? litert::kOk : litert::kError;
   const uint64_t start = Nanoseconds();
   const bool ok = kernel->type->invoke(kernel->op, view);
@@ -144,45 +181,128 @@ Status InvokeKernel(Context* context, Node* node) {
   return ok ? litert::kOk : litert::kError;
 }
 
-// A network without any is all the host's.
-bool HasCustomOps(Context* context, const IntArray& plan) {
-  for (int i = 0; i < plan.size; ++i) {
-    Node* node;
-    Registration* registration;
-    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk) continue;
-    const OpType* op = FindOp(*registration);
-    if (op && !op->claims) return true;
+// The graph as it is when the delegate is asked, and what of it the delegate takes.
+struct Plan {
+  IntArray* nodes = nullptr;
+  Buffer<bool> computed;   // of tensors: whether they differ from run to run
+  Buffer<bool> pointwise;  // of nodes, in the order of the plan
+  ~Plan() { std::free(nodes); }
+};
+
+bool IsTensor(int index, const Buffer<bool>& marks) { return index >= 0 && static_cast<size_t>(index) < marks.size(); }
+
+bool HasMark(const IntArray* tensors, const Buffer<bool>& marks) {
+  for (int i = 0; tensors && i < tensors->size; ++i) {
+    const int tensor = tensors->data[i];
+    if (IsTensor(tensor, marks) && marks[static_cast<size_t>(tensor)]) return true;
   }
   return false;
 }
 
-bool IsTensor(int index, const Buffer<bool>& marks) { return index >= 0 && static_cast<size_t>(index) < marks.size(); }
+void SetMarks(const IntArray* tensors, bool value, Buffer<bool>* marks) {
+  for (int i = 0; tensors && i < tensors->size; ++i) {
+    const int tensor = tensors->data[i];
+    if (IsTensor(tensor, *marks)) (*marks)[static_cast<size_t>(tensor)] = value;
+  }
+}
 
-// Marks the tensors that aren't the same in each run: those that are neither constants nor made of constants alone, as
-// weights are that a file holds in float16.
-Status MarkComputed(Context* context, const IntArray& plan, Buffer<bool>* marks) {
-  for (size_t i = 0; i < marks->size(); ++i) (*marks)[i] = context->tensors[i].allocation != litert::kReadOnlyFile;
+// Calls body(place in the plan, node, registration) for each node, until one returns false.
+template <typename Body>
+bool ForNodes(Context* context, const IntArray& plan, const Body& body) {
   for (int i = 0; i < plan.size; ++i) {
     Node* node;
     Registration* registration;
-    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk) return litert::kError;
-    if (!node->inputs || !node->outputs) continue;
-    bool any = node->inputs->size == 0;
-    for (int j = 0; j < node->inputs->size; ++j) {
-      const int input = node->inputs->data[j];
-      any |= IsTensor(input, *marks) && (*marks)[static_cast<size_t>(input)];
-    }
-    for (int j = 0; j < node->outputs->size; ++j) {
-      const int output = node->outputs->data[j];
-      if (IsTensor(output, *marks)) (*marks)[static_cast<size_t>(output)] = any;
+    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk ||
+        !body(static_cast<size_t>(i), *node, *registration)) {
+      return false;
     }
   }
-  return litert::kOk;
+  return true;
 }
 
-bool HasComputedWeights(const Node& node, const Buffer<bool>& computed) {
-  const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
-  return IsTensor(weights, computed) && computed[static_cast<size_t>(weights)];
+// Whether an operator claims a builtin node.
+bool Claims(Context* context, BinaryVitDelegate* delegate, const OpType& op, const Node& node,
+            const Registration& registration) {
+  GraphNode copy = {node, registration.builtin_code};
+  return op.claims(NodeView(context, &copy, 1, node.outputs, &delegate->session, op.name));
+}
+
+// Marks tensors but for constants and what is made of constants alone, such as weights that a file holds in float16.
+bool MarkComputed(Context* context, Plan* plan) {
+  for (size_t i = 0; i < plan->computed.size(); ++i) {
+    plan->computed[i] = context->tensors[i].allocation != litert::kReadOnlyFile;
+  }
+  return ForNodes(context, *plan->nodes, [&](size_t, const Node& node, const Registration&) {
+    const bool has_inputs = node.inputs && node.inputs->size > 0;
+    SetMarks(node.outputs, !has_inputs || HasMark(node.inputs, plan->computed), &plan->computed);
+    return true;
+  });
+}
+
+// Marks the nodes that run as one with others: builtin ones that are next to another, and an LceQuantize after one.
+bool MarkPointwise(Context* context, BinaryVitDelegate* delegate, Plan* plan) {
+  Buffer<bool> given, needed;  // tensors, by such nodes
+  if (!given.Resize(context->tensors_size) || !needed.Resize(context->tensors_size)) return false;
+  const auto is_builtin = [](const Registration& it) { return it.builtin_code != litert::kBuiltinCustom; };
+  bool ok = ForNodes(context, *plan->nodes, [&](size_t i, const Node& node, const Registration& registration) {
+    plan->pointwise[i] = (is_builtin(registration) || FindOp(registration) == &kLceQuantize) &&
+                         Claims(context, delegate, kPointwise, node, registration);
+    if (plan->pointwise[i] && is_builtin(registration)) SetMarks(node.outputs, true, &given);
+    if (plan->pointwise[i]) SetMarks(node.inputs, true, &needed);
+    return true;
+  });
+  return ok && ForNodes(context, *plan->nodes, [&](size_t i, const Node& node, const Registration& registration) {
+           const bool follows = HasMark(node.inputs, given), leads = HasMark(node.outputs, needed);
+           plan->pointwise[i] = plan->pointwise[i] && (follows || (is_builtin(registration) && leads));
+           return true;
+         });
+}
+
+Registration KernelRegistration(const OpType& op, void* (*init)(Context*, const char*, size_t)) {
+  Registration kernel = {};
+  kernel.init = init;
+  kernel.free = FreeKernel;
+  kernel.prepare = PrepareKernel;
+  kernel.invoke = InvokeKernel;
+  kernel.custom_name = op.name;
+  kernel.version = 1;
+  return kernel;
+}
+
+// The host splits the nodes into subsets that nothing else has to run between.
+Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
+  IntArray* nodes = Copy(plan.nodes);
+  if (!nodes) return litert::kError;
+  nodes->size = 0;
+  for (size_t i = 0; i < plan.pointwise.size(); ++i) {
+    if (plan.pointwise[i]) nodes->data[nodes->size++] = plan.nodes->data[i];
+  }
+  Status status = litert::kOk;
+  if (nodes->size > 0) {
+    const Registration kernel = KernelRegistration(kPointwise, InitPointwise);
+    status = context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate);
+  }
+  std::free(nodes);
+  return status;
+}
+
+// One node a call: tensors between two of our nodes stay in the host's arena.
+Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
+  const bool ok = ForNodes(context, *plan.nodes, [&](size_t i, const Node& node, const Registration& registration) {
+    const OpType* op = FindOp(registration);
+    if (!op || plan.pointwise[i]) return true;
+    if (op->claims) {
+      const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
+      if (!IsTensor(weights, plan.computed) || !plan.computed[static_cast<size_t>(weights)] ||
+          !Claims(context, delegate, *op, node, registration)) {
+        return true;
+      }
+    }
+    const Registration kernel = KernelRegistration(*op, InitKernel);
+    const IntArray one = {1, {plan.nodes->data[i]}};
+    return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, &one, delegate) == litert::kOk;
+  });
+  return ok ? litert::kOk : litert::kError;
 }
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
@@ -193,37 +313,25 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   }
   delegate->session.pool.SetThreads(delegate->num_threads);
 
-  IntArray* plan;
-  if (context->GetExecutionPlan(context, &plan) != litert::kOk) return litert::kError;
-  plan = Copy(plan);  // the host's changes with every replacement
-  Buffer<bool> computed;
-  Status status = plan && computed.Resize(context->tensors_size) ? litert::kOk : litert::kError;
-  const bool has_custom_ops = status == litert::kOk && HasCustomOps(context, *plan);
-  if (has_custom_ops) status = MarkComputed(context, *plan, &computed);
-  for (int i = 0; has_custom_ops && i < plan->size && status == litert::kOk; ++i) {
-    Node* node;
-    Registration* registration;
-    status = context->GetNodeAndRegistration(context, plan->data[i], &node, &registration);
-    if (status != litert::kOk) break;
-    const OpType* op = FindOp(*registration);
-    if (!op) continue;
-    if (op->claims && (!HasComputedWeights(*node, computed) ||
-                       !op->claims(NodeView(context, node, &delegate->session, op->name)))) {
-      continue;
-    }
-    Registration kernel = {};
-    kernel.init = InitKernel;
-    kernel.free = FreeKernel;
-    kernel.prepare = PrepareKernel;
-    kernel.invoke = InvokeKernel;
-    kernel.custom_name = op->name;
-    kernel.version = 1;
-    // One node a call: tensors between two of our nodes stay in the host's arena.
-    const IntArray one = {1, {plan->data[i]}};
-    status = context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, &one, delegate);
+  IntArray* nodes;
+  if (context->GetExecutionPlan(context, &nodes) != litert::kOk) return litert::kError;
+  Plan plan;
+  plan.nodes = Copy(nodes);  // the host's changes with every replacement
+  if (!plan.nodes) return litert::kError;
+  bool has_custom = false;
+  const bool ok = ForNodes(context, *plan.nodes, [&](size_t, const Node&, const Registration& registration) {
+    const OpType* op = FindOp(registration);
+    has_custom |= op && !op->claims;
+    return true;
+  });
+  if (!ok) return litert::kError;
+  if (!has_custom) return litert::kOk;
+  if (!plan.computed.Resize(context->tensors_size) || !plan.pointwise.Resize(static_cast<size_t>(plan.nodes->size)) ||
+      !MarkComputed(context, &plan) || !MarkPointwise(context, delegate, &plan)) {
+    return litert::kError;
   }
-  std::free(plan);
-  return status;
+  const Status status = ReplacePointwise(context, delegate, plan);
+  return status == litert::kOk ? ReplaceSingleNodes(context, delegate, plan) : status;
 }
 
 // The header's TfLiteDelegate, which it leaves to the host to define, is the one of litert_abi.h.

@@ -21,7 +21,14 @@ enum Allocation : int { kReadOnlyFile = 1 };  // kTfLiteMmapRo: a constant of th
 enum QuantizationType : int { kNoQuantization = 0, kAffineQuantization = 1 };
 
 // Builtin codes of the schema.
+constexpr int kBuiltinAdd = 0;
+constexpr int kBuiltinConv2d = 3;
+constexpr int kBuiltinDepthwiseConv2d = 4;
 constexpr int kBuiltinFullyConnected = 9;
+constexpr int kBuiltinMul = 18;
+constexpr int kBuiltinPrelu = 54;
+constexpr int kBuiltinTile = 69;
+constexpr int kBuiltinAddN = 106;
 constexpr int kBuiltinCustom = 32;  // of every custom operator
 
 enum Activation : int { kNoActivation = 0, kRelu = 1, kReluN1To1 = 2, kRelu6 = 3 };
@@ -94,7 +101,26 @@ struct Registration {
   uint64_t reserved[8];  // newer hosts have a longer struct, and are to find zeros there
 };
 
-// What a node of FULLY_CONNECTED has as builtin data: the first fields of tflite/c/builtin_op_data.h's.
+// What nodes have as builtin data: the first fields of the structs of tflite/c/builtin_op_data.h.
+struct ArithmeticParams {  // ADD and MUL
+  int activation;
+};
+
+struct ConvParams {
+  int padding;
+  int stride_width;
+  int stride_height;
+  int activation;
+};
+
+struct DepthwiseConvParams {
+  int padding;
+  int stride_width;
+  int stride_height;
+  int depth_multiplier;
+  int activation;
+};
+
 struct FullyConnectedParams {
   int activation;
   int weights_format;  // 0: rows of values, one a unit

@@ -24,9 +24,16 @@ const char* TypeName(int type) {
 
 }  // namespace
 
-litert::Tensor* NodeView::Get(int index) const {
+litert::Tensor* NodeView::TensorAt(int index) const {
   if (index < 0 || static_cast<size_t>(index) >= context_->tensors_size) return nullptr;
   return &context_->tensors[index];
+}
+
+bool NodeView::IsOutput(int tensor) const {
+  for (int i = 0; i < outputs_->size; ++i) {
+    if (outputs_->data[i] == tensor) return true;
+  }
+  return false;
 }
 
 bool NodeView::Fail(const char* format, ...) const {
@@ -44,8 +51,7 @@ bool NodeView::FailForMemory() const {
 }
 
 bool NodeView::CheckCounts(int inputs, int outputs) const {
-  const int actual_inputs = node_->inputs ? node_->inputs->size : 0;
-  const int actual_outputs = node_->outputs ? node_->outputs->size : 0;
+  const int actual_inputs = InputCount(), actual_outputs = OutputCount();
   if (actual_inputs != inputs || actual_outputs != outputs) {
     return Fail("takes %d inputs and %d outputs, but the node has %d and %d", inputs, outputs, actual_inputs,
                 actual_outputs);

@@ -20,23 +20,43 @@ struct Session {
   ThreadPool pool;
 };
 
-// A node while it is prepared or run. Tensors may move when any is resized: ask for them again.
+// A node of the graph.
+struct GraphNode {
+  litert::Node node;
+  int builtin_code;
+};
+
+// A node while it is prepared or run, or several that are run as one. Tensors may move when any is resized: ask for them
+// again.
 class NodeView {
  public:
-  NodeView(litert::Context* context, litert::Node* node, Session* shared, const char* name)
-      : session(*shared), context_(context), node_(node), name_(name) {}
+  NodeView(litert::Context* context, GraphNode* nodes, size_t count, const litert::IntArray* outputs, Session* shared,
+           const char* name)
+      : session(*shared), context_(context), nodes_(nodes), count_(count), outputs_(outputs), name_(name) {}
+
+  // Of several nodes: how many there are, each of them, and whether others or the model's outputs need a tensor. All other
+  // functions are about the first one.
+  size_t NodeCount() const { return count_; }
+  NodeView At(size_t index) const { return {context_, nodes_ + index, 1, outputs_, &session, name_}; }
+  bool IsOutput(int tensor) const;
 
   // The tensor, or null for an optional one that is left out. CheckCounts comes first.
-  const litert::Tensor* Input(int index) const { return Get(node_->inputs->data[index]); }
-  litert::Tensor* Output(int index) const { return Get(node_->outputs->data[index]); }
+  const litert::Tensor* Input(int index) const { return TensorAt(InputIndex(index)); }
+  litert::Tensor* Output(int index) const { return TensorAt(OutputIndex(index)); }
 
   // Before CheckCounts: how many inputs and outputs the node lists, and whether one is a tensor of the model.
-  int InputCount() const { return node_->inputs ? node_->inputs->size : 0; }
-  int OutputCount() const { return node_->outputs ? node_->outputs->size : 0; }
+  int InputCount() const { return nodes_->node.inputs ? nodes_->node.inputs->size : 0; }
+  int OutputCount() const { return nodes_->node.outputs ? nodes_->node.outputs->size : 0; }
   bool HasInput(int index) const { return Input(index) != nullptr; }
 
-  // The parameters of a builtin operator, or null.
-  const void* BuiltinData() const { return node_->builtin_data; }
+  // Which tensors of the model they are, and a tensor of the model, or null.
+  int InputIndex(int index) const { return nodes_->node.inputs->data[index]; }
+  int OutputIndex(int index) const { return nodes_->node.outputs->data[index]; }
+  litert::Tensor* TensorAt(int index) const;
+
+  // The operator, and parameters of a builtin one, or null.
+  int BuiltinCode() const { return nodes_->builtin_code; }
+  const void* BuiltinData() const { return nodes_->node.builtin_data; }
 
   // Reports "name: message", as printf would write it, and returns false.
   __attribute__((format(printf, 2, 3))) bool Fail(const char* format, ...) const;
@@ -66,11 +86,12 @@ class NodeView {
   Session& session;
 
  private:
-  litert::Tensor* Get(int index) const;
   bool CheckData(const litert::Tensor*, const char* role) const;
 
   litert::Context* context_;
-  litert::Node* node_;
+  GraphNode* nodes_;
+  size_t count_;
+  const litert::IntArray* outputs_;
   const char* name_;
 };
 
@@ -117,7 +138,7 @@ constexpr OpType MakeBuiltinOpType(const char* name, int builtin_code) {
 
 extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
 extern const OpType kAttention, kFeedForward, kPatchMerging, kPooling;
-extern const OpType kFullyConnected;
+extern const OpType kFullyConnected, kPointwise;
 
 // Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
 static inline size_t Product(const litert::IntArray& dims, int first, int last) {

@@ -32,14 +32,6 @@ struct Pair {
   float Largest() const { return std::fmax(std::fabs(high), std::fabs(low)); }
 };
 
-// The first value and the first other one.
-Pair FirstTwo(const float* values, size_t count) {
-  size_t i = 1;
-  while (i < count && values[i] == values[0]) ++i;
-  const float other = values[i < count ? i : 0];
-  return values[0] < other ? Pair{other, values[0]} : Pair{values[0], other};
-}
-
 bool HoldsOnly(const float* values, size_t count, Pair pair) {
   while (count > 0) {
     const size_t size = count < kChunk ? count : kChunk;
@@ -50,6 +42,16 @@ bool HoldsOnly(const float* values, size_t count, Pair pair) {
     count -= size;
   }
   return true;
+}
+
+// The first value and the first other one.
+Pair FirstTwo(const float* values, size_t count) {
+  const float first = values[0];
+  size_t i = 0;
+  while (count - i >= kChunk && HoldsOnly(values + i, kChunk, {first, first})) i += kChunk;
+  while (i < count && values[i] == first) ++i;
+  const float other = i < count ? values[i] : first;
+  return first < other ? Pair{other, first} : Pair{first, other};
 }
 
 // Four values side by side; GCC and Clang have them on all processors.
@@ -249,8 +251,7 @@ bool FullyConnected::Prepare(const NodeView& node, const Options&) {
 void FullyConnected::Pack(const KernelSet& kernels, const float* values, size_t count, Pair pair, uint32_t* stream,
                           uint32_t* bits) const {
   float thresholds[kChunk];
-  // low - high is negative, and high - high a positive zero; so is -0 - high where that is zero.
-  for (float& threshold : thresholds) threshold = 0.0f - pair.high;
+  for (float& threshold : thresholds) threshold = -pair.high;
   const size_t total = count * depth, whole = total / kBitsPerWord;
   uint32_t* to = IsWhole() ? bits : stream;
   for (size_t word = 0; word < whole; word += kChunkWords) {
