@@ -8,7 +8,7 @@ namespace binaryvit {
 
 // The next `count` hidden units of each channel of a tile, for a few rows: their sign bits are pushed into a word of
 // each lane, and their values added to the sums.
-template <typename Isa, int rows, int constant_words, int vectors>
+template <typename Isa, int rows, int constant_words, bool small_slopes, int vectors>
 inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t stride, const Hidden& hidden,
                                          const uint32_t* weights, const float* table, size_t block_size,
                                          const float* shortcuts, size_t row_of_shortcuts, size_t count,
@@ -35,7 +35,7 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
       });
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
-        x = Simd::Prelu(Simd::Add(x, shortcut[v]), constants[2][v]);
+        x = Prelu<Simd, small_slopes>(Simd::Add(x, shortcut[v]), constants[2][v]);
         pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, constants[3][v]));
         sums[r][v] = Simd::Add(sums[r][v], x);
       });
@@ -62,7 +62,7 @@ struct ExpandedRows {
 };
 
 // All hidden units of a tile of channels. Only without `constant_words` may there be more than a word has bits.
-template <typename Isa, int rows, int constant_words>
+template <typename Isa, int rows, int constant_words, bool small_slopes>
 inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* weights, const float* table,
                                         bool begins_words, const ExpandedRows& to) {
   using Tile = typename Isa::Tile;
@@ -83,7 +83,7 @@ inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* we
         pushed[r][v] = begins_words ? Simd::Set(int32_t{0}) : Simd::Load(word);
       });
     });
-    ExpandUnits<Isa, rows, constant_words, vectors>(
+    ExpandUnits<Isa, rows, constant_words, small_slopes, vectors>(
         to.activations, to.stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits,
         block_size, to.shortcuts + first * hidden.period, to.row_of_shortcuts, count, pushed, sums);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
@@ -109,11 +109,11 @@ inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* we
 }
 
 // A tile of channels for `count` times as many rows as a tile has.
-template <typename Isa, int rows, int constant_words>
+template <typename Isa, int rows, int constant_words, bool small_slopes>
 __attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32_t* weights, const float* table,
                                               bool begins_words, ExpandedRows to, size_t count) {
   for (; count > 0; --count) {
-    ExpandTile<Isa, rows, constant_words>(hidden, weights, table, begins_words, to);
+    ExpandTile<Isa, rows, constant_words, small_slopes>(hidden, weights, table, begins_words, to);
     to.activations += rows * to.stride;
     to.shortcuts += rows * to.row_of_shortcuts;
     to.means += rows * to.means_stride;
@@ -121,7 +121,7 @@ __attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32
   }
 }
 
-template <typename Isa, int constant_words>
+template <typename Isa, int constant_words, bool small_slopes>
 void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                  uint32_t* bits, size_t bits_stride) {
   using Tile = typename Isa::Tile;
@@ -150,13 +150,14 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
                           bits + row * bits_stride + tile / share * WordsFor(hidden.expansion) * Tile::kHiddenUnits,
                           bits_stride};
     };
-    ExpandTileRows<Isa, height, constant_words>(hidden, weights, table, begins_words, rows_from(0, whole_rows), whole);
+    ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, begins_words,
+                                                              rows_from(0, whole_rows), whole);
     // Tiles of fewer rows are few: code for them needn't be there for each number of words.
     if constexpr (height > 1) {
       const size_t first = whole * height;
       const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};
       ForRowTiles<height / 2>(rest.count, [&](size_t row, auto less) {
-        ExpandTileRows<Isa, less, 0>(hidden, weights, table, begins_words, rows_from(first + row, rows), 1);
+        ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, begins_words, rows_from(first + row, rows), 1);
       });
     }
   }
@@ -166,7 +167,9 @@ template <typename Isa>
 void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                uint32_t* bits, size_t bits_stride) {
   const auto run = [&](auto words) {
-    ExpandWords<Isa, words>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
+    ForSlopes<typename Isa::Simd>(hidden.small_slopes, [&](auto small) {
+      ExpandWords<Isa, words, small>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
+    });
   };
   if (hidden.expansion > kBitsPerWord || !CanInterleave<Isa>(rows, hidden.words)) {
     return run(std::integral_constant<int, 0>());

@@ -58,6 +58,25 @@ inline BINARYVIT_INLINE void QuartersByHalves(const float* from, typename Simd::
   Simd::Deinterleave(odd[0], odd[1], &quarters[1], &quarters[3]);
 }
 
+// Prelu where `small_slopes` may be true only if the Simd has a faster one for them.
+template <typename Simd, bool small_slopes>
+inline BINARYVIT_INLINE typename Simd::Float Prelu(typename Simd::Float x, typename Simd::Float slope) {
+  if constexpr (small_slopes) {
+    return Simd::PreluByMax(x, slope);
+  } else {
+    return Simd::Prelu(x, slope);
+  }
+}
+
+// Calls body with std::true_type or std::false_type for that.
+template <typename Simd, typename Body>
+inline BINARYVIT_INLINE void ForSlopes(bool small_slopes, const Body& body) {
+  if constexpr (Simd::kHasPreluByMax) {
+    if (small_slopes) return body(std::true_type());
+  }
+  body(std::false_type());
+}
+
 // An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
 // Store(place, i, counts) computes what belongs i values behind a place; target.At(row, unit) gives the place.
 
@@ -134,7 +153,7 @@ struct ProjectionTarget {
   }
 };
 
-template <typename Simd, bool has_signs, bool scaled, bool has_residual>
+template <typename Simd, bool small_slopes, bool has_signs, bool scaled, bool has_residual>
 struct ProjectionOutput {
   using Float = typename Simd::Float;
   struct Column {
@@ -143,11 +162,12 @@ struct ProjectionOutput {
     typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, size_t i,
                               typename Simd::Int count) const {
       Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
-      x = Simd::Prelu(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
+      x = Prelu<Simd, small_slopes>(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
       if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
+      const typename Simd::Mask sign = Simd::IsNegative(Simd::Add(x, threshold));
       if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual + i));
       Simd::Store(place.output + i, x);
-      return Simd::IsNegative(Simd::Add(x, threshold));
+      return sign;
     }
   };
 
@@ -186,7 +206,7 @@ struct ContextTarget {
   }
 };
 
-template <typename Simd>
+template <typename Simd, bool small_slopes>
 struct ContextOutput {
   struct Column {
     typename Simd::Int offset;
@@ -195,7 +215,7 @@ struct ContextOutput {
     typename Simd::Mask Store(const ContextTarget::Place& place, size_t i, typename Simd::Int count) const {
       auto x = Simd::Add(Simd::Multiply(Simd::ToFloat(Simd::Subtract(count, offset)), scale), bias);
       x = Simd::Add(Simd::Add(x, Simd::Load(place.query + i)), Simd::Load(place.shortcut + i));
-      x = Simd::Prelu(x, slope);
+      x = Prelu<Simd, small_slopes>(x, slope);
       Simd::Store(place.output + i, x);
       return Simd::IsNegative(Simd::Add(x, threshold));
     }
@@ -363,23 +383,31 @@ void ProjectAll(const Rows& rows, const Weights& weights, const Projection& tabl
                 const RealRows& residual, float* output, size_t stride, const BitRows& signs) {
   using Simd = typename Isa::Simd;
   const ProjectionTarget<false> target = {shortcut, residual.data ? residual : shortcut, output, stride, {}};
-  if (table.sign_threshold) {
-    const ProjectionTarget<true> signed_target = {shortcut, shortcut, output, stride, signs};
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, true, false, false>{signed_target, table});
-  } else if (!table.scale) {
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, false, false>{target, table});
-  } else if (!residual.data) {
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, false>{target, table});
-  } else {
-    ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, false, true, true>{target, table});
-  }
+  ForSlopes<Simd>(table.small_slopes, [&](auto small) {
+    if (table.sign_threshold) {
+      const ProjectionTarget<true> signed_target = {target.shortcut, target.residual, output, stride, signs};
+      if (residual.data) {
+        ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, true, false, true>{signed_target, table});
+      } else {
+        ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, true, false, false>{signed_target, table});
+      }
+    } else if (!table.scale) {
+      ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, false, false>{target, table});
+    } else if (!residual.data) {
+      ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, true, false>{target, table});
+    } else {
+      ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, true, true>{target, table});
+    }
+  });
 }
 
 template <typename Isa>
 void AttendAll(const Rows& rows, const Weights& weights, const Context& table, const RealRows& query,
                const float* const* shortcuts, size_t first_unit, float* output, size_t stride, const BitRows& signs) {
   const ContextTarget target = {query, shortcuts, first_unit, output, stride, signs};
-  ForEachTile<Isa>(rows, weights, ContextOutput<typename Isa::Simd>{target, table});
+  ForSlopes<typename Isa::Simd>(table.small_slopes, [&](auto small) {
+    ForEachTile<Isa>(rows, weights, ContextOutput<typename Isa::Simd, small>{target, table});
+  });
 }
 
 }  // namespace binaryvit

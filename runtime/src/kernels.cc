@@ -59,9 +59,13 @@ const char* KernelNames() {
 
 void PackRows(const uint32_t* rows, size_t stride, size_t units, size_t words, size_t tile, size_t group,
               uint32_t* packed) {
-  for (size_t unit = 0; unit < units; ++unit) {
-    for (size_t word = 0; word < words; ++word) {
-      packed[PackedIndex(tile, group, words, unit, word)] = rows[unit * stride + word];
+  for (size_t first = 0; first < units; first += tile) {
+    uint32_t* block = packed + PackedIndex(tile, group, words, first, 0);
+    for (size_t unit = first; unit < units && unit < first + tile; ++unit, rows += stride) {
+      uint32_t* to = block + (unit - first) * group;
+      for (size_t word = 0; word < words; word += group, to += tile * group) {
+        for (size_t i = 0; i < group && word + i < words; ++i) to[i] = rows[word + i];
+      }
     }
   }
 }

@@ -54,9 +54,16 @@ struct BitRows {
   size_t stride;
 };
 
+// Whether prelu(x, slope) is the larger one of x and slope * x for all slopes, infinite x included.
+static inline bool HasSmallSlopes(const float* slopes, size_t count) {
+  bool small = true;
+  for (size_t i = 0; i < count; ++i) small &= slopes[i] <= 1 && slopes[i] != 0;
+  return small;
+}
+
 // What becomes of a count in a projection with a shortcut:
 //
-//   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift [+ residual]]
+//   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift] [+ residual]
 //
 // One value a unit, and room for a multiple of the unit tile in these arrays and in all rows.
 struct Projection {
@@ -66,6 +73,7 @@ struct Projection {
   const float* scale;  // null: neither scale nor shift
   const float* shift;
   const float* sign_threshold;  // null: no signs; otherwise no scale
+  bool small_slopes;            // HasSmallSlopes
 };
 
 // The first product of a feed-forward layer, `expansion` hidden units for each of `channels`, which are a multiple of the
@@ -78,6 +86,7 @@ struct Hidden {
   size_t expansion;
   size_t period;  // a multiple of the hidden tile
   const float* table;  // for each tile of hidden units its multipliers, biases, slopes and thresholds
+  bool small_slopes;
 };
 
 // What becomes of the counts of a product of masks and values: prelu((count - offset) * scale + bias + query + shortcut,
@@ -88,6 +97,7 @@ struct Context {
   const float* bias;
   const float* slope;
   const float* sign_threshold;
+  bool small_slopes;
 };
 
 // A row of a map under a weighted cross: see docs/operators.md. Rows above and below hold zeros where they lie outside.
@@ -130,8 +140,8 @@ struct KernelSet {
   // Sets bit i % 32 of word i / 32 for each of the 32 * words values that is below zero.
   void (*pack_signs)(const float* values, size_t words, uint32_t* bits);
 
-  // The projection's values; without `residual.data` there is no residual. `signs` are the sign bits of what is stored plus
-  // the projection's sign threshold, where it has one.
+  // The projection's values; without `residual.data` there is no residual. `signs` are the sign bits of the values before
+  // the residual plus the projection's sign threshold, where it has one.
   void (*project)(const Rows&, const Weights&, const Projection&, const RealRows& shortcut, const RealRows& residual,
                   float* output, size_t stride, const BitRows& signs);
   // The same for a Context, of a multiple of 32 units. `shortcuts` has a pointer for each row, and they are read from

@@ -38,6 +38,8 @@ struct Simd {
     const float32x4x4_t loaded = vld4q_f32(from);
     for (int i = 0; i < 4; ++i) quarters[i] = loaded.val[i];
   }
+  static constexpr bool kHasPreluByMax = true;
+  static Float PreluByMax(Float x, Float slope) { return vmaxq_f32(vmulq_f32(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
   static Int PushSign(Int bits, Float x) { return vsriq_n_s32(vreinterpretq_s32_f32(x), bits, 1); }
 };

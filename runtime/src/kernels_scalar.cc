@@ -63,6 +63,8 @@ struct Simd {
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
   // Values 0, 4, 8, ... of the next 4 * kLanes, then 1, 5, 9, ... and so on.
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  // Whether PreluByMax does the same in fewer steps, where HasSmallSlopes is true.
+  static constexpr bool kHasPreluByMax = false;
   // `slope` times x where the sign bit of x is set.
   static Float Prelu(Float x, Float slope) { return std::signbit(x) ? x * slope : x; }
   // Moves the bits down by one and puts the sign bit of x on top.

@@ -35,6 +35,7 @@ struct Simd {
     *odd = _mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  static constexpr bool kHasPreluByMax = false;
   static Float Prelu(Float x, Float slope) { return _mm_blendv_ps(x, _mm_mul_ps(x, slope), x); }
   static Int PushSign(Int bits, Float x) {
     const __m128i sign = _mm_and_si128(_mm_castps_si128(x), _mm_set1_epi32(INT32_MIN));

@@ -32,24 +32,23 @@ struct Attention {
   bool PackProjection(const NodeView& node, Kernel kernel);
 
   // Inside, heads begin at whole words: `Width` channels, of which some don't exist where HeadDim is no multiple of 32.
-  size_t HeadDim() const { return channels / heads; }
-  size_t HeadWidth() const { return PaddedWidth(HeadDim()); }
-  size_t HeadWords() const { return WordsFor(HeadDim()); }
+  size_t HeadWidth() const { return PaddedWidth(head_dim); }
+  size_t HeadWords() const { return WordsFor(head_dim); }
   size_t Width() const { return heads * HeadWidth(); }
   size_t Words() const { return heads * HeadWords(); }
   size_t Queries() const { return height * width; }
-  size_t Keys() const { return (height / reduction) * (width / reduction); }
-  size_t KeyWords() const { return WordsFor(Keys()); }
-  size_t KeyBlocks() const { return (Keys() + kBytesPerBlock - 1) / kBytesPerBlock; }
+  size_t KeyWords() const { return WordsFor(key_count); }
+  size_t KeyBlocks() const { return (key_count + kBytesPerBlock - 1) / kBytesPerBlock; }
   size_t MaskWords() const { return KeyBlocks() * kBytesPerBlock / kBitsPerWord; }  // of room
-  bool IsPadded() const { return HeadDim() != HeadWidth(); }
+  bool IsPadded() const { return head_dim != HeadWidth(); }
   void PadRows(const float* from, size_t count, float* to) const {
-    CopyRows(from, HeadDim(), HeadDim(), count * heads, to, HeadWidth());
+    CopyRows(from, head_dim, head_dim, count * heads, to, HeadWidth());
   }
 
   size_t heads = 1, reduction = 1;
   int has_residual = 0;
   size_t batch = 0, height = 0, width = 0, channels = 0;
+  size_t head_dim = 0, key_count = 0;
 
   // Constants.
   bool packed = false;
@@ -57,6 +56,7 @@ struct Attention {
   Buffer<float> input_thresholds[kKernels];
   Buffer<float> scale, natural_scale;  // with and without gaps between heads
   Buffer<float> context_scale, context_bias, context_slope;
+  bool small_context_slopes = false;
   ProbabilityLimit limit;
 
   // Of the image at hand.
@@ -114,6 +114,8 @@ bool Attention::ReadShapes(const NodeView& node, const Options& options) {
   height = static_cast<size_t>(dims[1]);
   width = static_cast<size_t>(dims[2]);
   channels = static_cast<size_t>(dims[3]);
+  head_dim = channels / heads;
+  key_count = (height / reduction) * (width / reduction);
   const bool reduces = reduction > 1;
   const size_t kernels = reduces ? kKernels : kReduced;
   return node.CheckTable(node.Input(1), "kernels", litert::kInt32, {kernels, channels, WordsFor(channels)}) &&
@@ -123,7 +125,7 @@ bool Attention::ReadShapes(const NodeView& node, const Options& options) {
 
 bool Attention::CopyByHead(const float* row, Buffer<float>* padded) const {
   if (!padded->Resize(Width())) return false;
-  for (size_t c = 0; c < channels; ++c) (*padded)[c / HeadDim() * HeadWidth() + c % HeadDim()] = row[c] + 0.0f;
+  for (size_t c = 0; c < channels; ++c) (*padded)[c / head_dim * HeadWidth() + c % head_dim] = row[c] + 0.0f;
   return true;
 }
 
@@ -133,11 +135,12 @@ bool Attention::PackProjection(const NodeView& node, Kernel kernel) {
   const auto* table = static_cast<const float*>(node.Input(2)->data);
   const size_t first = kernel == kReduced ? kReducedRows : kKernelRows + 4 * kernel;
   const auto row = [&](size_t index) { return table + index * channels; };
-  const auto padded = [&](size_t c) { return c / HeadDim() * HeadWidth() + c % HeadDim(); };
+  const auto padded = [&](size_t c) { return c / head_dim * HeadWidth() + c % head_dim; };
 
   PackedProjection& to = projections[kernel];
   to.units = Width();
   to.words = Words();
+  to.small_slopes = HasSmallSlopes(row(first + 3), channels);
   Buffer<uint32_t> rows;
   if (!rows.Resize(Width() * Words())) return false;
   for (size_t unit = 0; unit < channels; ++unit) {
@@ -165,23 +168,24 @@ bool Attention::Pack(const NodeView& node) {
   if (!CopyByHead(row(kScaleRow), &scale) || !CopyPadded(row(kScaleRow), channels, &natural_scale) ||
       !CopyByHead(row(kContextRows), &context_scale) ||
       !CopyByHead(row(kContextRows + 1), &context_bias) || !CopyByHead(row(kContextRows + 2), &context_slope) ||
-      !limit.Prepare(HeadDim(), *static_cast<const float*>(node.Input(3)->data))) {
+      !limit.Prepare(head_dim, *static_cast<const float*>(node.Input(3)->data))) {
     return false;
   }
+  small_context_slopes = HasSmallSlopes(row(kContextRows + 2), channels);
   return packed = true;
 }
 
 bool Attention::Reserve(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
-  key_stride = PackedWords(Keys(), HeadWords(), kernels.unit_tile, kernels.word_group);
+  key_stride = PackedWords(key_count, HeadWords(), kernels.unit_tile, kernels.word_group);
   value_stride = PackedWords(HeadWidth(), KeyWords(), kernels.unit_tile, kernels.word_group);
-  if (!shortcuts.Resize(Keys() * Width()) || !key_bits.Resize(Keys() * Words()) ||
-      !value_bits.Resize(Keys() * Words()) || !keys.Resize(heads * key_stride) ||
+  if (!shortcuts.Resize(key_count * Width()) || !key_bits.Resize(key_count * Words()) ||
+      !value_bits.Resize(key_count * Words()) || !keys.Resize(heads * key_stride) ||
       !values.Resize(heads * value_stride) || !value_sums.Resize(Width())) {
     return false;
   }
   for (size_t i = 0; i < kBytesPerBlock; ++i) {
-    missing_keys[i] = (KeyBlocks() - 1) * kBytesPerBlock + i < Keys() ? 0 : UINT8_MAX;
+    missing_keys[i] = (KeyBlocks() - 1) * kBytesPerBlock + i < key_count ? 0 : UINT8_MAX;
   }
   FreeScratch();
   const auto threads = static_cast<size_t>(node.session.pool.threads());
@@ -220,7 +224,7 @@ bool Attention::Invoke(const NodeView& node) {
     const size_t offset = image * Queries() * channels;
     const auto* x = static_cast<const float*>(node.Input(0)->data) + offset;
     auto* output = static_cast<float*>(node.Output(0)->data) + offset;
-    for_rows(Keys(), [&](size_t first, size_t count, int thread) { ComputeKeys(kernels, x, first, count, thread); });
+    for_rows(key_count, [&](size_t first, size_t count, int thread) { ComputeKeys(kernels, x, first, count, thread); });
     pool.ParallelFor(heads, [&](size_t head, int) { PackHead(kernels, head); });
     for_rows(Queries(), [&](size_t first, size_t count, int thread) {
       ComputeQueries(kernels, x, output, first, count, thread);
@@ -235,8 +239,7 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   float* source = own.reals.data();
   float* reduced = source + map;
   float* key = source + 2 * map;
-  float* value = source + 3 * map;
-  float* row_of_x = source + 4 * map;
+  float* row_of_x = source + 3 * map;
   uint32_t* bits = own.bits.data();
   const auto pack = [&](Kernel kernel) {
     for (size_t row = 0; row < count; ++row) {
@@ -268,9 +271,9 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   const RealRows sources = {source, Width()};
   projections[kKey].Run(kernels, rows, sources, {}, key, Width(), {key_bits.data() + first * Words(), Words()});
   pack(kValue);
-  projections[kValue].Run(kernels, rows, sources, {}, value, Width(), {value_bits.data() + first * Words(), Words()});
-  float* shortcut = shortcuts.data() + first * Width();
-  for (size_t i = 0; i < count * Width(); ++i) shortcut[i] = key[i] + value[i];
+  // Of the value itself only the bits are needed.
+  projections[kValue].Run(kernels, rows, sources, {key, Width()}, shortcuts.data() + first * Width(), Width(),
+                          {value_bits.data() + first * Words(), Words()});
 }
 
 // Transposes 32 rows of 32 bits: bit j of word i goes to bit i of word j.
@@ -287,24 +290,26 @@ void Transpose(uint32_t (&words)[kBitsPerWord]) {
 
 void Attention::PackHead(const KernelSet& kernels, size_t head) {
   const size_t tile = kernels.unit_tile, group = kernels.word_group;
-  PackRows(key_bits.data() + head * HeadWords(), Words(), Keys(), HeadWords(), tile, group,
+  PackRows(key_bits.data() + head * HeadWords(), Words(), key_count, HeadWords(), tile, group,
            keys.data() + head * key_stride);
   uint32_t* packed_values = values.data() + head * value_stride;
-  for (size_t first_channel = 0; first_channel < HeadDim(); first_channel += kBitsPerWord) {
-    const size_t channel_count = HeadDim() - first_channel < kBitsPerWord ? HeadDim() - first_channel : kBitsPerWord;
+  for (size_t first_channel = 0; first_channel < head_dim; first_channel += kBitsPerWord) {
+    const size_t channel_count = head_dim - first_channel < kBitsPerWord ? head_dim - first_channel : kBitsPerWord;
     int32_t* sums = value_sums.data() + head * HeadWidth() + first_channel;
     for (size_t c = 0; c < channel_count; ++c) sums[c] = 0;
     for (size_t word = 0; word < KeyWords(); ++word) {
       uint32_t square[kBitsPerWord] = {};
-      for (size_t i = 0; i < kBitsPerWord && word * kBitsPerWord + i < Keys(); ++i) {
+      for (size_t i = 0; i < kBitsPerWord && word * kBitsPerWord + i < key_count; ++i) {
         const size_t key = word * kBitsPerWord + i;
         square[i] = value_bits[key * Words() + head * HeadWords() + first_channel / kBitsPerWord];
       }
       Transpose(square);
-      for (size_t c = 0; c < channel_count; ++c) {
-        const size_t unit = first_channel + c;
-        sums[c] += __builtin_popcount(square[c]);
-        packed_values[PackedIndex(tile, group, KeyWords(), unit, word)] = square[c];
+      uint32_t* to = packed_values + PackedIndex(tile, group, KeyWords(), first_channel, word);
+      for (size_t c = 0; c < channel_count; to += tile * RoundUp(KeyWords(), group)) {
+        for (size_t i = 0; i < tile && c < channel_count; ++i, ++c) {
+          sums[c] += __builtin_popcount(square[c]);
+          to[i * group] = square[c];
+        }
       }
     }
   }
@@ -314,7 +319,7 @@ void Attention::PackHead(const KernelSet& kernels, size_t head) {
 void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count, int thread) {
   Scratch& own = scratch[thread];
   // Whole tiles of keys: some don't exist.
-  const Weights head_keys = {keys.data() + head * key_stride, RoundUp(Keys(), kernels.unit_tile), HeadWords()};
+  const Weights head_keys = {keys.data() + head * key_stride, RoundUp(key_count, kernels.unit_tile), HeadWords()};
   const Rows queries = {own.signs.data() + head * HeadWords(), Words(), count};
   const size_t row_of_counts = KeyBlocks() * kBytesPerBlock;
   if (limit.TakesBytes()) {
@@ -326,7 +331,7 @@ void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count
     }
     int32_t most[kRowsPerTask];
     for (size_t row = 0; row < count; ++row) {
-      most[row] = limit.Of(kernels, own.byte_counts.data() + row * row_of_counts, Keys());
+      most[row] = limit.Of(kernels, own.byte_counts.data() + row * row_of_counts, key_count);
     }
     for (size_t row = 0; row < count; ++row) {
       uint32_t* mask = own.masks.data() + row * MaskWords();
@@ -343,8 +348,8 @@ void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count
   for (size_t row = 0; row < count; ++row) {
     const int32_t* counts = own.counts.data() + row * row_of_counts;
     uint32_t* mask = own.masks.data() + row * MaskWords();
-    kernels.pack_at_most(counts, limit.Of(counts, Keys()), KeyWords(), mask);
-    mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - Keys());
+    kernels.pack_at_most(counts, limit.Of(counts, key_count), KeyWords(), mask);
+    mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - key_count);
   }
 }
 
@@ -380,13 +385,13 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
     const Weights head_values = {values.data() + head * value_stride, HeadWidth(), KeyWords()};
     const size_t unit = head * HeadWidth();
     const Context table = {value_sums.data() + unit, context_scale.data() + unit, context_bias.data() + unit,
-                           context_slope.data() + unit, input_thresholds[kOutput].data() + unit};
+                           context_slope.data() + unit, input_thresholds[kOutput].data() + unit, small_context_slopes};
     kernels.attend({own.masks.data(), MaskWords(), count}, head_values, table, {query + unit, Width()}, shortcut, unit,
                    context + unit, Width(), {own.bits.data() + head * HeadWords(), Words()});
   }
   const RealRows residual = {has_residual ? x : nullptr, Width()};
   projections[kOutput].Run(kernels, bits, {context, Width()}, residual, own_output, Width());
-  if (IsPadded()) CopyRows(own_output, HeadWidth(), HeadDim(), count * heads, output, HeadDim());
+  if (IsPadded()) CopyRows(own_output, HeadWidth(), head_dim, count * heads, output, head_dim);
 }
 
 }  // namespace

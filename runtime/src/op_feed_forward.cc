@@ -101,6 +101,7 @@ bool FeedForward::PackExpansion(const NodeView& node) {
   PackRows(ordered.data(), words, units, words, tile, kernels.word_group, expand_kernel.data());
   hidden.weights = expand_kernel.data();
   hidden.table = hidden_table.data();
+  hidden.small_slopes = HasSmallSlopes(table + 2 * hidden_units, hidden_units);
 
   // Hidden unit channel * expansion + e has the shortcut of that number modulo the channels, which is periodic in channel.
   const size_t period = std::lcm(channels / std::gcd(channels, expansion), tile);

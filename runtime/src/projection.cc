@@ -22,6 +22,7 @@ bool PackedProjection::Pack(const KernelSet& kernels, const uint32_t* rows, size
                             const float* shifts) {
   units = unit_count;
   words = row_words;
+  small_slopes = HasSmallSlopes(slopes, units);
   return PackWeights(kernels, rows, units, words, &kernel) && CopyPadded(multipliers, units, &multiplier) &&
          CopyPadded(biases, units, &bias) && CopyPadded(slopes, units, &slope) &&
          (!scales || (CopyPadded(scales, units, &scale) && CopyPadded(shifts, units, &shift)));

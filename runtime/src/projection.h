@@ -20,6 +20,7 @@ static inline size_t PaddedWidth(size_t channels) { return RoundUp(channels, kBi
 struct PackedProjection {
   Buffer<uint32_t> kernel;
   Buffer<float> multiplier, bias, slope, scale, shift, sign_threshold;
+  bool small_slopes = false;
   size_t units = 0;
   size_t words = 0;
 
@@ -31,8 +32,8 @@ struct PackedProjection {
 
   void Run(const KernelSet& kernels, const Rows& rows, const RealRows& shortcut, const RealRows& residual, float* output,
            size_t stride, const BitRows& signs = {}) const {
-    const Projection table = {multiplier.data(), bias.data(),  slope.data(),
-                              scale.data(),      shift.data(), sign_threshold.data()};
+    const Projection table = {multiplier.data(), bias.data(),           slope.data(), scale.data(),
+                              shift.data(),      sign_threshold.data(), small_slopes};
     kernels.project(rows, {kernel.data(), units, words}, table, shortcut, residual, output, stride, signs);
   }
 };
