@@ -102,39 +102,68 @@ void CrossColumn(const CrossRow& row, size_t channel, float* output) {
   }
 }
 
-// The same for any reach and one channel.
+// The same for any reach.
 template <typename Simd>
-void CrossChannel(const CrossRow& row, size_t channel, float* output) {
+void CrossAnyReach(const CrossRow& row, size_t channel, float* output) {
+  const size_t step = row.channels;
   for (size_t x = 0; x < row.width; ++x) {
-    const size_t i = x * row.channels + channel;
+    const size_t i = x * step + channel;
     const float* weight = row.weights + channel;
-    float sum = row.center[i] * *weight;
-    for (size_t d = 0; d < row.vertical; ++d) sum += (row.above[d][i] + row.below[d][i]) * *(weight += row.channels);
-    for (size_t d = 1; d <= row.horizontal; ++d) {
-      const float left = d <= x ? row.center[i - d * row.channels] : 0;
-      const float right = x + d < row.width ? row.center[i + d * row.channels] : 0;
-      sum += (left + right) * *(weight += row.channels);
+    const auto add_pair = [&](typename Simd::Float sum, typename Simd::Float pair) {
+      return Simd::Add(sum, Simd::Multiply(pair, Simd::Load(weight += step)));
+    };
+    const auto at = [&](bool inside, size_t position) {
+      return inside ? Simd::Load(row.center + position) : Simd::Set(0.0f);
+    };
+    const auto center = Simd::Load(row.center + i);
+    auto sum = Simd::Multiply(center, Simd::Load(weight));
+    for (size_t d = 0; d < row.vertical; ++d) {
+      sum = add_pair(sum, Simd::Add(Simd::Load(row.above[d] + i), Simd::Load(row.below[d] + i)));
     }
-    sum += row.row_edge[channel] + row.column_edges[i];
-    output[i] = row.residual ? sum + row.center[i] : sum;
+    for (size_t d = 1; d <= row.horizontal; ++d) {
+      sum = add_pair(sum, Simd::Add(at(d <= x, i - d * step), at(x + d < row.width, i + d * step)));
+    }
+    sum = Simd::Add(sum, Simd::Add(Simd::Load(row.row_edge + channel), Simd::Load(row.column_edges + i)));
+    Simd::Store(output + i, row.residual ? Simd::Add(sum, center) : sum);
   }
 }
+
+// A vector of one value, for the channels after the last whole vector. It has a type for each Simd, so that code for one
+// instruction set isn't linked into another.
+template <typename Simd>
+struct OneLane {
+  using Float = float;
+  static Float Load(const float* from) { return *from; }
+  static Float Set(float x) { return x; }
+  static Float Add(Float a, Float b) { return a + b; }
+  static Float Multiply(Float a, Float b) { return a * b; }
+  static void Store(float* to, Float x) { *to = x; }
+};
 
 template <typename Simd>
 void CrossAll(const CrossRow& row, float* output) {
+  const size_t reach = row.vertical == row.horizontal ? row.vertical : 0;
   size_t channel = 0;
-  if (row.vertical == row.horizontal && row.vertical >= 1 && row.vertical <= 3) {
-    for (; channel + Simd::kLanes <= row.channels; channel += Simd::kLanes) {
-      if (row.vertical == 1) CrossColumn<Simd, 1>(row, channel, output);
-      if (row.vertical == 2) CrossColumn<Simd, 2>(row, channel, output);
-      if (row.vertical == 3) CrossColumn<Simd, 3>(row, channel, output);
+  for (; channel + Simd::kLanes <= row.channels; channel += Simd::kLanes) {
+    switch (reach) {
+      case 1:
+        CrossColumn<Simd, 1>(row, channel, output);
+        break;
+      case 2:
+        CrossColumn<Simd, 2>(row, channel, output);
+        break;
+      case 3:
+        CrossColumn<Simd, 3>(row, channel, output);
+        break;
+      default:
+        CrossAnyReach<Simd>(row, channel, output);
     }
   }
-  for (; channel < row.channels; ++channel) CrossChannel<Simd>(row, channel, output);
+  for (; channel < row.channels; ++channel) CrossAnyReach<OneLane<Simd>>(row, channel, output);
 }
 
 template <typename Simd>
-void PoolVector(const float* values, size_t row_stride, size_t stride, size_t size, const float* factors, float* means) {
+void PoolColumn(const float* values, size_t row_stride, size_t stride, size_t size, const float* factors, float* means) {
   const auto factor = Simd::Load(factors);
   auto total = Simd::Set(0.0f);
   for (size_t y = 0; y < size; ++y, values += row_stride) {
@@ -149,17 +178,10 @@ template <typename Simd>
 void PoolAll(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means) {
   size_t c = 0;
   for (; c + Simd::kLanes <= channels; c += Simd::kLanes) {
-    PoolVector<Simd>(values + c, row_stride, channels, size, factors + c, means + c);
+    PoolColumn<Simd>(values + c, row_stride, channels, size, factors + c, means + c);
   }
   for (; c < channels; ++c) {
-    float total = 0;
-    for (size_t y = 0; y < size; ++y) {
-      const float* from = values + y * row_stride + c;
-      float sum = *from * factors[c];
-      for (size_t x = 1; x < size; ++x) sum += from[x * channels] * factors[c];
-      total = y == 0 ? sum : total + sum;
-    }
-    means[c] = total * (1.0f / static_cast<float>(size * size));
+    PoolColumn<OneLane<Simd>>(values + c, row_stride, channels, size, factors + c, means + c);
   }
 }
 
