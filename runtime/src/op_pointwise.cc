@@ -531,13 +531,18 @@ void ClampRow(float low, float high, float* to, size_t count) {
   });
 }
 
-float Dot(const float* a, const float* b, size_t count) {
+inline __attribute__((always_inline)) float DotOf(const float* a, const float* b, size_t count) {
   Lanes sums = {};
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) sums += Load(a + i) * Load(b + i);
   float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   for (; i < count; ++i) sum += a[i] * b[i];
   return sum;
+}
+
+// Without loops for the usual expansions, which take a fraction of the time.
+float Dot(const float* a, const float* b, size_t count) {
+  return count == 8 ? DotOf(a, b, 8) : count == 4 ? DotOf(a, b, 4) : DotOf(a, b, count);
 }
 
 void PackRow(const KernelSet& kernels, const float* from, size_t channels, uint32_t* bits) {

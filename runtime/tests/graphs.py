@@ -61,11 +61,11 @@ def graph(tensors, operators, inputs, outputs):
     return bytes(builder.Output())
 
 
-def run_both(tensors, operators, values, outputs, num_threads=1, shapes=None):
+def run_both(tensors, operators, values, outputs, num_threads=1, shapes=None, xnnpack=True):
     """Returns the outputs of LiteRT alone, those with the delegate, and the operators that the delegate ran.
 
     The second graph has a binary operator more, because the delegate leaves graphs without any to LiteRT. `shapes` are
-    new ones for inputs.
+    new ones for inputs. Without `xnnpack` LiteRT's own kernels run what the delegate leaves.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from binaryvit_runtime import load_delegate
@@ -83,7 +83,12 @@ def run_both(tensors, operators, values, outputs, num_threads=1, shapes=None):
     results = []
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     for interpreter in (  # the delegate's first: what it refuses, LiteRT may not
-        Interpreter(model_content=ours, num_threads=num_threads, experimental_delegates=[delegate]),
+        Interpreter(
+            model_content=ours,
+            num_threads=num_threads,
+            experimental_delegates=[delegate],
+            experimental_op_resolver_type=OpResolverType.AUTO if xnnpack else plain,
+        ),
         Interpreter(model_content=stock, experimental_op_resolver_type=plain),
     ):
         details = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}

@@ -238,8 +238,55 @@ def a_sum_with_an_activation():
 @pytest.mark.parametrize("make", [dense_convolution, lone_prelu, shortcuts_of_other_shapes, a_sum_with_an_activation])
 def test_other_nodes_are_left_to_litert(make):
     chain = make()
+    if make is not lone_prelu:  # beside a node that it would run as one with
+        chain.prelu()
     stock, actual, names = chain.run()
     assert names == []
+    close(actual, stock)
+
+
+def missing_input(chain):
+    chain.operators[1].inputs[1] = None
+
+
+def output_of_two_nodes(chain):
+    chain.operators[1].outputs = chain.operators[0].outputs
+    chain.last = chain.operators[0].outputs[0]
+
+
+def output_that_is_a_constant(chain):
+    chain.operators[1].outputs = [chain.operators[1].inputs[1]]
+    chain.last = chain.operators[0].outputs[0]
+
+
+@pytest.mark.parametrize("break_", [missing_input, output_of_two_nodes, output_that_is_a_constant])
+@pytest.mark.parametrize("second", ["prelu", "add"])
+def test_graphs_that_are_no_graphs_are_refused(break_, second):
+    """By LiteRT or by the delegate: nothing is read or written where it mustn't be. XNNPACK crashes."""
+    chain = Chain(0, (1, 9, 9, 40))
+    chain.add(chain.broadcast("channels"))
+    chain.prelu() if second == "prelu" else chain.add(chain.broadcast("rows"))
+    break_(chain)
+    with pytest.raises((RuntimeError, ValueError)):
+        chain.run(xnnpack=False)
+
+
+def test_operators_in_the_wrong_order_run_in_the_right_one():
+    chain = Chain(0, (1, 9, 9, 40))
+    chain.add(chain.broadcast("channels"))
+    chain.prelu()
+    stock, _, _ = chain.run()
+    chain.operators.reverse()
+    _, actual, _ = chain.run()
+    close(actual, stock)
+
+
+def test_shapes_follow_the_inputs_whatever_the_file_says():
+    chain = Chain(0, (1, 9, 9, 40))
+    chain.add(chain.broadcast("channels"))
+    chain.prelu()
+    chain.tensors[chain.operators[0].outputs[0]].shape = (1, 1, 1, 3)
+    stock, actual, _ = chain.run()
     close(actual, stock)
 
 
