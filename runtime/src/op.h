@@ -140,6 +140,10 @@ extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
 extern const OpType kAttention, kFeedForward, kPatchMerging, kPooling;
 extern const OpType kFullyConnected, kPointwise;
 
+static inline bool IsFloat(const litert::Tensor* tensor) {
+  return tensor && tensor->dims && tensor->type == litert::kFloat32;
+}
+
 // Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
 static inline size_t Product(const litert::IntArray& dims, int first, int last) {
   size_t product = 1;

@@ -11,8 +11,8 @@
 // where the last term is zero for weights of +-d. Sums of +-1 are exact. Others differ from LiteRT's by the rounding of
 // these three terms, each at most depth times the largest product of two values; sums of real numbers by their order.
 #include <cmath>
-#include <cstring>
 
+#include "lanes.h"
 #include "op.h"
 
 namespace binaryvit {
@@ -54,16 +54,6 @@ Pair FirstTwo(const float* values, size_t count) {
   return first < other ? Pair{other, first} : Pair{first, other};
 }
 
-// Four values side by side; GCC and Clang have them on all processors.
-typedef float Lanes __attribute__((vector_size(16)));
-constexpr size_t kLanes = 4;
-
-Lanes Load(const float* from) {
-  Lanes lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
 // output[r][u] = values[r] . weights[u], a row `depth` values from the next and `stride` in the output.
 template <size_t rows, size_t units>
 void MultiplyBlock(const float* values, const float* weights, size_t depth, float* output, size_t stride) {
@@ -71,16 +61,15 @@ void MultiplyBlock(const float* values, const float* weights, size_t depth, floa
   size_t i = 0;
   for (; i + kLanes <= depth; i += kLanes) {
     Lanes x[rows];
-    for (size_t r = 0; r < rows; ++r) x[r] = Load(values + r * depth + i);
+    for (size_t r = 0; r < rows; ++r) x[r] = LoadLanes(values + r * depth + i);
     for (size_t u = 0; u < units; ++u) {
-      const Lanes w = Load(weights + u * depth + i);
+      const Lanes w = LoadLanes(weights + u * depth + i);
       for (size_t r = 0; r < rows; ++r) sums[r][u] += x[r] * w;
     }
   }
   for (size_t r = 0; r < rows; ++r) {
     for (size_t u = 0; u < units; ++u) {
-      const Lanes sum = sums[r][u];
-      float total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      float total = Sum(sums[r][u]);
       for (size_t k = i; k < depth; ++k) total += values[r * depth + k] * weights[u * depth + k];
       output[r * stride + u] = total;
     }
@@ -143,8 +132,6 @@ struct FullyConnected {
     scratch_count = 0;
   }
 };
-
-bool IsFloat(const litert::Tensor* tensor) { return tensor && tensor->dims && tensor->type == litert::kFloat32; }
 
 bool HasNoZero(const litert::IntArray& dims) {
   for (int i = 0; i < dims.size; ++i) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "lanes.h"
 #include "op.h"
 
 namespace binaryvit {
@@ -29,8 +30,6 @@ struct Action {
   size_t width;  // of a row of the output
   float low, high;  // clamps of convolutions
 };
-
-bool IsFloat(const litert::Tensor* tensor) { return tensor && tensor->dims && tensor->type == litert::kFloat32; }
 
 size_t Elements(const litert::Tensor& tensor) { return Product(*tensor.dims, 0, tensor.dims->size); }
 
@@ -206,9 +205,9 @@ bool Describe(const NodeView& node, Action* action) {
       return node.InputCount() == 2 && ReadMain(node, 0, action) && IsTable(node.Input(1), action->channels) &&
              node.Input(1)->dims->size <= node.Input(0)->dims->size;
     case litert::kBuiltinDepthwiseConv2d:
-      return ReadDepthwise(node, action);
+      return node.InputCount() > 1 && ReadDepthwise(node, action);
     case litert::kBuiltinConv2d:
-      return ReadConvolution(node, action);
+      return node.InputCount() > 1 && ReadConvolution(node, action);
     case litert::kBuiltinTile:
       return ReadTile(node, action);
     case litert::kBuiltinCustom:  // LceQuantize
@@ -464,23 +463,6 @@ bool Pointwise::Prepare(const NodeView& node, const Options&) {
   return PlaceValues(node) || node.FailForMemory();
 }
 
-// Four values side by side; GCC and Clang have them on all processors. Written out, because compilers don't turn a choice
-// between two numbers into vectors: to compute the one that isn't chosen might raise a flag.
-constexpr size_t kLanes = 4;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef int32_t Mask __attribute__((vector_size(kLanes * sizeof(float))));
-
-Lanes Load(const float* from) {
-  Lanes lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
-Lanes Choose(Mask mask, Lanes a, Lanes b) {
-  return reinterpret_cast<Lanes>((mask & reinterpret_cast<Mask>(a)) | (~mask & reinterpret_cast<Mask>(b)));
-}
-float Choose(bool mask, float a, float b) { return mask ? a : b; }
-
 template <typename T>
 T Slope(T x, T slope) {
   return Choose(x < 0.0f, x * slope, x);
@@ -489,7 +471,7 @@ T Slope(T x, T slope) {
 // What a loop reads at i: a value of a row, or the same number everywhere.
 struct AtFour {
   size_t i;
-  Lanes operator()(const float* values) const { return Load(values + i); }
+  Lanes operator()(const float* values) const { return LoadLanes(values + i); }
   Lanes operator()(float number) const { return Lanes{number, number, number, number}; }
 };
 struct AtOne {
@@ -503,8 +485,7 @@ template <typename Body>
 void Map(float* to, size_t count, const Body& body) {
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const Lanes result = body(AtFour{i});
-    std::memcpy(to + i, &result, sizeof result);
+    StoreLanes(to + i, body(AtFour{i}));
   }
   for (; i < count; ++i) to[i] = body(AtOne{i});
 }
@@ -534,8 +515,8 @@ void ClampRow(float low, float high, float* to, size_t count) {
 inline __attribute__((always_inline)) float DotOf(const float* a, const float* b, size_t count) {
   Lanes sums = {};
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sums += Load(a + i) * Load(b + i);
-  float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (; i + kLanes <= count; i += kLanes) sums += LoadLanes(a + i) * LoadLanes(b + i);
+  float sum = Sum(sums);
   for (; i < count; ++i) sum += a[i] * b[i];
   return sum;
 }
