@@ -5,6 +5,9 @@ import dataclasses
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from binaryvit_runtime import load_delegate
+from binaryvit_runtime.profile import read_profile
 from models import TYPES, Tensor
 
 DTYPES = {**TYPES, "float16": schema.TensorType.FLOAT16}
@@ -67,10 +70,6 @@ def run_both(tensors, operators, values, outputs, num_threads=1, shapes=None, xn
     The second graph has a binary operator more, because the delegate leaves graphs without any to LiteRT. `shapes` are
     new ones for inputs. Without `xnnpack` LiteRT's own kernels run what the delegate leaves.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    from binaryvit_runtime import load_delegate
-    from binaryvit_runtime.profile import read_profile
-
     signs = {"some": Tensor((1, 32), "float32"), "signs": Tensor((1, 1), "int32")}
     stock = graph(tensors, operators, list(values), outputs)
     ours = graph(

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from graphs import Operator, run_both
+from ai_edge_litert.interpreter import Interpreter
+from binaryvit_runtime import load_delegate
+from binaryvit_runtime.profile import read_profile
+from graphs import Operator, graph, run_both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Tensor
@@ -154,3 +157,13 @@ def test_what_litert_does_better_is_left_to_it(make):
     (stock,), (actual,), names = run_both(tensors, operators, values, ["y"])
     assert names == []
     np.testing.assert_array_equal(actual, stock)
+
+
+def test_graphs_without_binary_operators_are_left_to_litert():
+    tensors, operators, values, _ = product(np.random.default_rng(0), (4,), 6, 49, ("signs", "signs"), True, "none")
+    delegate = load_delegate(profile=True)
+    interpreter = Interpreter(
+        model_content=graph(tensors, operators, list(values), ["y"]), experimental_delegates=[delegate]
+    )
+    interpreter.allocate_tensors()
+    assert read_profile(delegate) == []

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from graphs import Operator, run_both
+from ai_edge_litert.interpreter import Interpreter
+from binaryvit_runtime import load_delegate
+from binaryvit_runtime.profile import read_profile
+from graphs import Operator, graph, run_both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Tensor, pack
@@ -182,11 +185,6 @@ def test_shapes_that_no_longer_fit_are_refused():
 @pytest.mark.parametrize("shifted_elsewhere", [False, True])
 def test_signs_of_a_chain(channels, shifted_elsewhere, kernels):
     """Their quantisers join the chain; those of other values stay operators of their own."""
-    from ai_edge_litert.interpreter import Interpreter
-    from binaryvit_runtime import load_delegate
-    from binaryvit_runtime.profile import read_profile
-    from graphs import graph
-
     chain = Chain(0, (2, 6, 5, channels))
     first = chain.last
     chain.prelu()
