@@ -60,13 +60,14 @@ IntArray* Copy(const IntArray* array) {
 // A kernel of one node, or of several. The host's own node lists inputs without the optional ones that are left out, so the
 // original lists are kept.
 struct Kernel {
-  const OpType* type;
-  void* op;
-  BinaryVitDelegate* delegate;
-  size_t entry;  // of the profile, where there is one
-  GraphNode* nodes;
-  size_t node_count;
-  IntArray* outputs;  // tensors that others need
+  const OpType* type = nullptr;
+  void* op = nullptr;
+  BinaryVitDelegate* delegate = nullptr;
+  size_t entry = 0;  // of the profile, where there is one
+  GraphNode* nodes = nullptr;
+  size_t node_count = 0;
+  IntArray* outputs = nullptr;  // tensors that others need
+  Buffer<size_t> bytes;  // of the host's tensors when this was prepared: the inputs, then the outputs
 };
 
 bool AddProfileEntry(Kernel* kernel, const char* output) {
@@ -96,6 +97,7 @@ void FreeKernel(Context*, void* data) {
   }
   std::free(kernel->nodes);
   std::free(kernel->outputs);
+  kernel->~Kernel();
   std::free(kernel);
 }
 
@@ -123,8 +125,9 @@ bool CopyNodes(Context* context, const IntArray& indices, Kernel* kernel) {
 }
 
 Kernel* NewKernel(Context* context, const litert::DelegateParams& params, const OpType* type) {
-  auto* kernel = static_cast<Kernel*>(std::calloc(1, sizeof(Kernel)));
-  if (!kernel) return nullptr;
+  void* memory = std::malloc(sizeof(Kernel));
+  if (!memory) return nullptr;
+  auto* kernel = new (memory) Kernel();
   kernel->type = type;
   kernel->delegate = static_cast<BinaryVitDelegate*>(params.delegate);
   kernel->outputs = Copy(params.output_tensors);
@@ -157,6 +160,17 @@ NodeView ViewOf(Context* context, Kernel* kernel) {
   return {context, kernel->nodes, kernel->node_count, kernel->outputs, &kernel->delegate->session, kernel->type->name};
 }
 
+// Calls body(place, tensor) for each of the host's tensors of a kernel: the inputs, then the outputs.
+template <typename Body>
+void ForTensors(const NodeView& view, const Node& node, const Body& body) {
+  size_t place = 0;
+  for (const IntArray* indices : {node.inputs, node.outputs}) {
+    for (int i = 0; i < indices->size; ++i, ++place) {
+      if (const litert::Tensor* tensor = view.TensorAt(indices->data[i])) body(place, *tensor);
+    }
+  }
+}
+
 Status PrepareKernel(Context* context, Node* node) {
   auto* kernel = static_cast<Kernel*>(node->user_data);
   if (!kernel) {
@@ -166,12 +180,30 @@ Status PrepareKernel(Context* context, Node* node) {
   const Node& first = kernel->nodes[0].node;
   const size_t size = first.custom_options_size > 0 ? static_cast<size_t>(first.custom_options_size) : 0;
   const Options options(first.custom_options, size);
-  return kernel->type->prepare(kernel->op, ViewOf(context, kernel), options) ? litert::kOk : litert::kError;
+  const NodeView view = ViewOf(context, kernel);
+  if (!kernel->type->prepare(kernel->op, view, options)) return litert::kError;
+  if (!kernel->bytes.Resize(static_cast<size_t>(node->inputs->size) + static_cast<size_t>(node->outputs->size))) {
+    view.FailForMemory();
+    return litert::kError;
+  }
+  ForTensors(view, *node, [&](size_t i, const litert::Tensor& tensor) { kernel->bytes[i] = tensor.bytes; });
+  return litert::kOk;
 }
 
 Status InvokeKernel(Context* context, Node* node) {
   auto* kernel = static_cast<Kernel*>(node->user_data);
+  // Hosts have no memory for an output that nothing reads.
+  if (kernel->outputs->size == 0) return litert::kOk;
   const NodeView view = ViewOf(context, kernel);
+  // Where a second node gives a tensor, its Prepare came later and may have made the tensor smaller.
+  bool fits = true;
+  ForTensors(view, *node, [&](size_t i, const litert::Tensor& tensor) {
+    fits = fits && tensor.data && tensor.bytes >= kernel->bytes[i];
+  });
+  if (!fits) {
+    view.Fail("a tensor has less data than when this was prepared: two nodes give it");
+    return litert::kError;
+  }
   if (!kernel->delegate->profile) return kernel->type->invoke(kernel->op, view) ? litert::kOk : litert::kError;
   const uint64_t start = Nanoseconds();
   const bool ok = kernel->type->invoke(kernel->op, view);

@@ -174,7 +174,12 @@ bool FullyConnected::ReadShapes(const NodeView& node) {
   if (!node.CheckRank(input, "input", rank) || !node.CheckRank(weights, "weights", 2)) return false;
   units = static_cast<size_t>(weights->dims->data[0]);
   depth = static_cast<size_t>(weights->dims->data[1]);
-  const size_t elements = Product(*input->dims, 0, rank);
+  size_t elements = 1;
+  for (int i = 0; i < rank; ++i) {
+    if (__builtin_mul_overflow(elements, static_cast<size_t>(input->dims->data[i]), &elements)) {
+      return node.Fail("the input is too large");
+    }
+  }
   const int last = input->dims->data[rank - 1];
   if (params.keep_num_dims && static_cast<size_t>(last) != depth) {
     return node.Fail("the last dimension of the input must be %zu, as the weights', but is %d", depth, last);

@@ -263,7 +263,7 @@ struct Pointwise {
   void Fuse();
   bool PlaceValues(const NodeView& node);
   void Run(const NodeView& node, const Step& step, size_t first, size_t count, float* memory) const;
-  bool ResolveTensors(const NodeView& node);
+  void ResolveTensors(const NodeView& node);
   float* RowsOf(int value, size_t first, float* memory) const;
   const float* RowOf(int value, size_t first, size_t row, float* memory) const;
 
@@ -304,9 +304,10 @@ bool Pointwise::Append(const NodeView& node, const NodeView& subset) {
     return node.Fail("the shapes of a node no longer fit: give inputs of another size, or load without this delegate");
   }
   const int output_tensor = node.OutputIndex(0);
-  for (size_t i = 0; i < value_count; ++i) {
-    if (values[i].tensor == output_tensor) return node.Fail("two nodes compute one tensor, or one needs its own output");
-  }
+  bool is_known = false;
+  for (size_t i = 0; i < value_count; ++i) is_known |= values[i].tensor == output_tensor;
+  for (int i = 0; i < node.InputCount(); ++i) is_known |= node.InputIndex(i) == output_tensor;
+  if (is_known) return node.Fail("two nodes compute one tensor, or one is needed before it is computed");
   Step step = {action.kind, 0, kNone, kNone, kNone, 0, action.channels, action.low, action.high, 0, false};
   step.first = ValueOf(node, action.main, action.rows, action.channels);
   const auto constant = [&](int input) {  // or an operand of all rows
@@ -612,21 +613,15 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
   }
 }
 
-bool Pointwise::ResolveTensors(const NodeView& node) {
+// Hosts may move tensors between runs.
+void Pointwise::ResolveTensors(const NodeView& node) {
   for (size_t i = 0; i < value_count; ++i) {
-    const Value& value = values[i];
-    if (value.in_scratch) continue;
-    const litert::Tensor* tensor = node.TensorAt(value.tensor);
-    if (!tensor || !tensor->data || tensor->bytes / sizeof(float) / value.width < value.rows) {
-      return node.Fail("a tensor has no data, or less than its shape promises");
-    }
-    data[i] = static_cast<float*>(tensor->data);
+    if (!values[i].in_scratch) data[i] = static_cast<float*>(node.TensorAt(values[i].tensor)->data);
   }
-  return true;
 }
 
 bool Pointwise::Invoke(const NodeView& node) {
-  if (!ResolveTensors(node)) return false;
+  ResolveTensors(node);
   // Steps with the same number of rows need one another alone, and go through them together.
   for (size_t begin = 0; begin < step_count; ++begin) {
     const size_t rows = values[Index(steps[begin].output)].rows;
