@@ -14,7 +14,7 @@ void ScaleAndPack(const float* values, const float* factors, const float* thresh
   Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
     const auto x = Simd::Multiply(Simd::Load(values + i), Simd::Load(factors + i));
     Simd::Store(scaled + i, x);
-    return Simd::IsNegative(Simd::Add(x, Simd::Load(thresholds + i)));
+    return Simd::Sign(Simd::Add(x, Simd::Load(thresholds + i)));
   });
 }
 

@@ -164,7 +164,7 @@ struct ProjectionOutput {
       Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
       x = Prelu<Simd, small_slopes>(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
       if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
-      const typename Simd::Mask sign = Simd::IsNegative(Simd::Add(x, threshold));
+      const typename Simd::Mask sign = Simd::Sign(Simd::Add(x, threshold));
       if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual + i));
       Simd::Store(place.output + i, x);
       return sign;
@@ -217,7 +217,7 @@ struct ContextOutput {
       x = Simd::Add(Simd::Add(x, Simd::Load(place.query + i)), Simd::Load(place.shortcut + i));
       x = Prelu<Simd, small_slopes>(x, slope);
       Simd::Store(place.output + i, x);
-      return Simd::IsNegative(Simd::Add(x, threshold));
+      return Simd::Sign(Simd::Add(x, threshold));
     }
   };
 

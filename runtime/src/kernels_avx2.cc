@@ -30,6 +30,7 @@ struct Simd {
   static Int Max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }
   static Mask IsNegative(Float x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ); }
+  static Mask Sign(Float x) { return x; }
   static Mask IsNegative(Int x) { return _mm256_castsi256_ps(x); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const auto in_order = [](__m256 x) {  // the shuffles work on half vectors

@@ -26,6 +26,7 @@ struct Simd {
   static Int Max(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }
   static Mask IsNegative(Float x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  static Mask Sign(Float x) { return _mm512_movepi32_mask(_mm512_castps_si512(x)); }
   static Mask IsNegative(Int x) { return _mm512_movepi32_mask(x); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

@@ -58,6 +58,8 @@ struct Simd {
   static Int Max(Int a, Int b) { return a > b ? a : b; }
   static Float ToFloat(Int x) { return static_cast<float>(x); }
   static Mask IsNegative(Float x) { return x < 0; }
+  // The sign bit, which -0 may have, and NaN: faster, for sums with a threshold, which are never -0.
+  static Mask Sign(Float x) { return std::signbit(x); }
   static Mask IsNegative(Int x) { return x < 0; }
   // Values 0, 2, 4, ... of a and b together, and values 1, 3, 5, ...
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }

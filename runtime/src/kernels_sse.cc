@@ -29,6 +29,7 @@ struct Simd {
   static Int Max(Int a, Int b) { return _mm_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm_cvtepi32_ps(x); }
   static Mask IsNegative(Float x) { return _mm_cmplt_ps(x, _mm_setzero_ps()); }
+  static Mask Sign(Float x) { return x; }
   static Mask IsNegative(Int x) { return _mm_castsi128_ps(x); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     *even = _mm_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0));
