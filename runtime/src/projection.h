@@ -42,7 +42,7 @@ struct PackedProjection {
 // cache, and fewer where threads would wait for the last one.
 constexpr size_t kRowsPerTask = 16;
 static inline size_t RowsPerTask(size_t positions, int threads) {
-  constexpr size_t kTasksPerThread = 8;
+  constexpr size_t kTasksPerThread = 6;
   const bool few = positions < kTasksPerThread * kRowsPerTask * static_cast<size_t>(threads);
   return threads > 1 && few ? kRowsPerTask / 2 : kRowsPerTask;
 }
