@@ -29,7 +29,7 @@ constexpr int kMaxRank = 8;
 struct Pair {
   float high;
   float low;
-  float Largest() const { return std::fmax(std::fabs(high), std::fabs(low)); }
+  float Bound() const { return std::fabs(high) + std::fabs(low); }  // of the values; of a NaN, NaN
 };
 
 bool HoldsOnly(const float* values, size_t count, Pair pair) {
@@ -272,8 +272,8 @@ void FullyConnected::Pack(const KernelSet& kernels, const float* values, size_t 
 // False where the input can't be multiplied as bits; otherwise sets both operands' values.
 bool FullyConnected::ChooseValues(const float* input) {
   row_values = FirstTwo(input, rows * depth);
-  const float largest = row_values.Largest() * unit_values.Largest() * static_cast<float>(depth);
-  return largest < 1e37f;  // all terms are finite; false for a NaN, too
+  const float bound = row_values.Bound() * unit_values.Bound() * static_cast<float>(depth);
+  return bound < 1e37f;  // all terms are finite; false for a NaN, too
 }
 
 // Packs the weights where they hold two values.

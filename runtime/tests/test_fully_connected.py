@@ -120,6 +120,16 @@ def test_numbers_at_the_ends_of_floats(which, value, kernels):
     np.testing.assert_allclose(actual[finite], stock[finite], rtol=0, atol=1e-5 * largest)
 
 
+def test_a_nan_stays_in_its_row(kernels):
+    """Also where it is the only other value, and rows far from it hold one."""
+    rng = np.random.default_rng(0)
+    tensors, operators, inputs, _ = product(rng, (150,), 20, 40, ("one value", "signs"), True, "none")
+    inputs["x"][149, 3] = np.nan
+    (_,), (actual,), _ = run_both(tensors, operators, inputs, ["y"])
+    assert np.isnan(actual[149]).all()
+    np.testing.assert_allclose(actual[:149], expected(inputs["x"][:149], inputs["w"], 0), atol=1e-4)
+
+
 def test_resized_inputs(kernels):
     rng = np.random.default_rng(0)
     tensors, operators, _, b = product(rng, (1, 4), 6, 49, ("signs", "signs"), True, "constant")
