@@ -16,6 +16,7 @@ namespace {
 constexpr size_t kBlockValues = 4096;  // of the widest value in a block of rows: some of them fit the first cache
 constexpr size_t kMostRows = 64;
 constexpr size_t kSpread = 64;  // a single number, side by side
+constexpr int kMostPasses = 16;  // through all values, for a place in scratch memory
 constexpr int kMaxRank = 8;
 constexpr int kNone = -1;
 
@@ -425,9 +426,10 @@ bool Pointwise::PlaceValues(const NodeView& node) {
     if (steps[i].skipped || !values[Index(steps[i].output)].in_scratch) continue;
     Value& value = values[Index(steps[i].output)];
     const size_t size = RoundUp(block_rows * value.width, kAlignment / sizeof(float));
-    // The first place that no value in use overlaps.
+    // The first place that no value in use overlaps; or behind all, where a graph has so many that this takes long to find.
     value.offset = 0;
-    for (bool moved = true; moved;) {
+    bool moved = true;
+    for (int pass = 0; moved && pass < kMostPasses; ++pass) {
       moved = false;
       for (size_t j = 0; j < i; ++j) {
         const Value& other = values[Index(steps[j].output)];
@@ -439,6 +441,7 @@ bool Pointwise::PlaceValues(const NodeView& node) {
         }
       }
     }
+    if (moved) value.offset = scratch_size;
     scratch_size = value.offset + size > scratch_size ? value.offset + size : scratch_size;
   }
   const auto threads = static_cast<size_t>(node.session.pool.threads());
