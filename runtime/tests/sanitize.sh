@@ -1,13 +1,13 @@
 #!/bin/bash
-# Tests the library with sanitisers, and fuzzes its operators:
+# Tests the library with sanitisers, and fuzzes it with single nodes ("operator") and with graphs:
 #
 #   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behaviour sanitisers of GCC
-#   tests/sanitize.sh thread                          the corpus of the fuzz target, with the thread sanitiser
-#   tests/sanitize.sh fuzz [seconds]                  new nodes for the fuzz target (default: 600 seconds), with clang
+#   tests/sanitize.sh thread                          the corpora of the fuzz targets, with the thread sanitiser
+#   tests/sanitize.sh fuzz [seconds [target...]]      new inputs for the fuzz targets (default: 600 seconds each), with clang
 #
-# Fuzzing starts from the seeds and tests/fuzz/corpus. What crashes is left in the build folder; the corpus takes it, and
+# Fuzzing starts from the seeds and tests/fuzz/corpus_*. What crashes is left in the build folder; the corpora take it, and
 # what covers more, with
-#   tests/sanitize.sh merge                           the corpus again, without what covers nothing of its own
+#   tests/sanitize.sh merge [target...]               the corpora again, without what covers nothing of its own
 #
 #   BINARYVIT_BUILD  where to build (default: build/sanitize)
 #   PYTHON           a Python with what the tests need (default: python3)
@@ -20,6 +20,7 @@ esac
 mode=$1
 shift
 runtime=$(cd "$(dirname "$0")/.." && pwd)
+fuzz=$runtime/tests/fuzz
 build=${BINARYVIT_BUILD:-$PWD/build/sanitize}/$([ "$mode" = merge ] && echo fuzz || echo "$mode")
 python=${PYTHON:-python3}
 clang=${CLANG:-clang++}
@@ -51,25 +52,38 @@ case $mode in
     ;;
   thread)
     compile -DBINARYVIT_SANITIZE=thread
-    g++ -std=c++17 -O1 -g -fsanitize=thread -I"$runtime/include" -I"$runtime/src" "$runtime"/tests/fuzz/*.cc \
-      "$build/libbinaryvit_runtime.so" -Wl,-rpath,"$build" -o "$build/replay"
-    "$python" "$runtime/tests/fuzz/seeds.py" "$build/seeds"
-    TSAN_OPTIONS=halt_on_error=1 "$build/replay" "$build"/seeds/* "$runtime"/tests/fuzz/corpus/* | tail -n 3
+    "$python" "$fuzz/seeds.py" "$build/seeds"
+    for target in operator graph; do
+      g++ -std=c++17 -O1 -g -fsanitize=thread -I"$runtime/include" -I"$runtime/src" \
+        "$fuzz/replay.cc" "$fuzz/host.cc" "$fuzz/fuzz_$target.cc" "$build/libbinaryvit_runtime.so" \
+        -Wl,-rpath,"$build" -o "$build/replay_$target"
+      TSAN_OPTIONS=halt_on_error=1 "$build/replay_$target" "$build/seeds/$target"/* "$fuzz/corpus_$target"/* | tail -n 3
+    done
     ;;
   fuzz | merge)
     CC=${clang/++/} CXX=$clang compile -DBINARYVIT_FUZZ=ON -DBINARYVIT_SANITIZE=address,undefined
-    "$python" "$runtime/tests/fuzz/seeds.py" "$build/seeds"
+    "$python" "$fuzz/seeds.py" "$build/seeds"
     export ASAN_OPTIONS=allocator_may_return_null=1
-    mkdir -p "$build/found"
-    options=(-max_len=600 -timeout=20 -rss_limit_mb=3000 -artifact_prefix="$build/")
-    if [ "$mode" = fuzz ]; then
-      "$build/fuzz_operator" "${options[@]}" -max_total_time="${1:-600}" "$build/found" "$build/seeds" "$runtime/tests/fuzz/corpus"
-    else
-      rm -rf "$build/merged"
-      mkdir "$build/merged"
-      "$build/fuzz_operator" "${options[@]}" -merge=1 "$build/merged" "$runtime/tests/fuzz/corpus" "$build/found"
-      rm -f "$runtime"/tests/fuzz/corpus/*
-      cp "$build"/merged/* "$runtime/tests/fuzz/corpus"
+    seconds=600
+    if [ "$mode" = fuzz ] && [ $# -gt 0 ]; then
+      seconds=$1
+      shift
     fi
+    [ $# -gt 0 ] || set -- operator graph
+    for target in "$@"; do
+      corpus=$fuzz/corpus_$target
+      options=(-max_len=600 -timeout=20 -rss_limit_mb=3000 -artifact_prefix="$build/$target-")
+      found=$build/found/$target merged=$build/merged/$target
+      mkdir -p "$found"
+      if [ "$mode" = fuzz ]; then
+        "$build/fuzz_$target" "${options[@]}" -max_total_time="$seconds" "$found" "$build/seeds/$target" "$corpus"
+      else
+        rm -rf "$merged"
+        mkdir -p "$merged"
+        "$build/fuzz_$target" "${options[@]}" -set_cover_merge=1 "$merged" "$corpus" "$found"
+        rm -f "$corpus"/*
+        cp "$merged"/* "$corpus"
+      fi
+    done
     ;;
 esac

@@ -1,4 +1,4 @@
-// Runs files through the fuzz target, without libFuzzer, and prints what became of each: replay FILE...
+// Runs files through a fuzz target, without libFuzzer, and prints what became of each: replay FILE...
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-std::string RunNode(const uint8_t* data, size_t size);
+std::string RunBytes(const uint8_t* data, size_t size);
 
 int main(int count, char** paths) {
   for (int i = 1; i < count; ++i) {
@@ -18,7 +18,7 @@ int main(int count, char** paths) {
     const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
     std::printf("%s: ", paths[i]);
     std::fflush(stdout);  // where it crashes, the file's name is there
-    std::printf("%s\n", RunNode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()).c_str());
+    std::printf("%s\n", RunBytes(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()).c_str());
   }
   return 0;
 }

@@ -1,6 +1,6 @@
-"""Writes nodes for the fuzz target to start from: python seeds.py FOLDER.
+"""Writes what the fuzz targets start from: python seeds.py FOLDER.
 
-The format is the one that fuzz_operator.cc describes.
+Nodes go to FOLDER/operator and graphs to FOLDER/graph, in the formats of fuzz_operator.cc and fuzz_graph.cc.
 """
 
 import struct
@@ -28,10 +28,23 @@ OPERATORS = {
 }
 TYPES = ["float32", "int32", "int8", "bool"]
 COMPUTED, CONSTANT, LEFT_OUT, FIRST_INPUT, NO_TENSOR = range(5)
-RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE = 1, 2, 4, 8
+RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE, KEEPS_ORDER = 1, 2, 4, 8, 16
 THREADS = {1: 0, 2: 6, 3: 7}
 KERNELS = ["", "scalar", "sse", "avx2", "avx512"]
 INTEGER = 1  # the type of an option
+REALS, BITS, ZEROS, PAIR, SPARSE, MULTIPLES = range(6)  # contents; nodes alone have the first three
+GRAPH_OPERATORS = [
+    "ADD",
+    "MUL",
+    "ADD_N",
+    "PRELU",
+    "TILE",
+    "CONV_2D",
+    "DEPTHWISE_CONV_2D",
+    "FULLY_CONNECTED",
+    "LceQuantize",
+    "LceDequantize",
+]
 
 
 def tensor(shape, dtype="float32", storage=COMPUTED, scale=None, more=0, offset=0, content=None):
@@ -179,6 +192,112 @@ def seeds():
     return found
 
 
+class Graph:
+    """A graph that grows node by node."""
+
+    def __init__(self):
+        self.tensors, self.nodes = [], []
+
+    def tensor(self, *shape, **changes):
+        self.tensors.append(tensor(shape, **changes))
+        return len(self.tensors) - 1
+
+    def constant(self, *shape, **changes):
+        return self.tensor(*shape, storage=CONSTANT, **changes)
+
+    def node(self, name, inputs, output, data=None):
+        """Adds a node with these fields of its builtin data, and returns its output."""
+        fields = b"\x00" if data is None else b"\x01" + struct.pack(f"<{len(data)}i", *data)
+        indices = struct.pack(f"<B{len(inputs)}bBb", len(inputs), *inputs, 1, output)
+        self.nodes.append(bytes([GRAPH_OPERATORS.index(name)]) + fields + indices)
+        return output
+
+    def content(self, outputs, kernels="", threads=1, switches=0, resized=()):
+        """Returns the bytes of the graph."""
+        marks = sum(1 << tensor for tensor in outputs)
+        return (
+            bytes([KERNELS.index(kernels), THREADS[threads], switches, len(self.tensors)])
+            + b"".join(self.tensors)
+            + struct.pack("<HB", marks, len(self.nodes))
+            + b"".join(self.nodes)
+            + struct.pack(f"<{len(resized)}i", *resized)
+        )
+
+
+def expansion(**changes):
+    """A feed-forward layer's: TILE, ADD, PRELU, the mean, and the signs of what is shifted."""
+    graph, rows, channels, wide = Graph(), (1, 5, 3), 8, 64
+    x, product = graph.tensor(*rows, channels), graph.tensor(*rows, wide)
+    hidden = graph.node("TILE", [x, graph.constant(4, dtype="int32", content=MULTIPLES)], graph.tensor(*rows, wide))
+    hidden = graph.node("ADD", [product, hidden], graph.tensor(*rows, wide), [0])
+    hidden = graph.node("PRELU", [hidden, graph.constant(1, 1, wide)], graph.tensor(*rows, wide))
+    filters = graph.constant(8, 1, 1, wide, content=SPARSE)
+    mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, 8), [0, 1, 1, 1])
+    shifted = graph.node("ADD", [hidden, graph.constant(wide)], graph.tensor(*rows, wide), [0])
+    bits = graph.node("LceQuantize", [shifted], graph.tensor(*rows, 2, dtype="int32"))
+    return graph.content([mean, bits], **changes)
+
+
+def shortcut(**changes):
+    """What stands between two convolutions."""
+    graph, shape = Graph(), (2, 3, 7, 33)
+    x, y = graph.tensor(*shape), graph.tensor(*shape)
+    filters, bias = graph.constant(1, 1, 1, 33), graph.constant(33)
+    scaled = graph.node("DEPTHWISE_CONV_2D", [x, filters, bias], graph.tensor(*shape), [1, 1, 1, 1, 3])
+    total = graph.node("ADD_N", [scaled, y, x], graph.tensor(*shape))
+    half = graph.node("MUL", [graph.constant(), total], graph.tensor(*shape), [0])
+    slope = graph.node("PRELU", [half, bias], graph.tensor(*shape))
+    bits = graph.node("LceQuantize", [slope], graph.tensor(*shape[:-1], 2, dtype="int32"))
+    return graph.content([slope, bits], **changes)
+
+
+def kept_by_the_host(**changes):
+    """A chain around a node that the delegate leaves to the host."""
+    graph, shape = Graph(), (1, 2, 2, 32)
+    x, shift = graph.tensor(*shape), graph.constant(32)
+    first = graph.node("ADD", [x, shift], graph.tensor(*shape), [0])
+    first = graph.node("PRELU", [first, shift], graph.tensor(*shape))
+    rectified = graph.node("ADD", [first, first], graph.tensor(*shape), [1])
+    last = graph.node("MUL", [rectified, first], graph.tensor(*shape), [0])
+    last = graph.node("PRELU", [last, shift], graph.tensor(*shape))
+    bits = graph.node("LceQuantize", [last], graph.tensor(1, 2, 2, 1, dtype="int32"))
+    back = graph.node("LceDequantize", [bits], graph.tensor(*shape))
+    return graph.content([back], **changes)
+
+
+def product(depth, content, bias, **changes):
+    """FULLY_CONNECTED of two activations."""
+    graph = Graph()
+    x, weights = graph.tensor(2, 9, depth, content=content), graph.tensor(5, depth, content=content)
+    inputs = [x, weights, graph.constant(5)] if bias else [x, weights]
+    output = graph.node("FULLY_CONNECTED", inputs, graph.tensor(2, 9, 5), [1 if bias else 0, 0, 1])
+    bits = graph.node("LceQuantize", [x], graph.tensor(2, 9, words(depth), dtype="int32"))
+    return graph.content([output, bits], **changes)
+
+
+def graph_seeds():
+    """Returns graphs by name that run."""
+    again = {"switches": RESIZES | RUNS_TWICE | PROFILES}
+    found = {
+        "expansion": expansion(),
+        "expansion_again": expansion(threads=3, switches=RUNS_TWICE | KEEPS_ORDER | RECOMMENDS_THREADS),
+        "shortcut": shortcut(),
+        "shortcut_resized": shortcut(threads=2, **again, resized=(1, 4, 4, 33)),
+        "kept_by_the_host": kept_by_the_host(),
+        "kept_by_the_host_in_order": kept_by_the_host(threads=3, switches=KEEPS_ORDER),
+        "product_pairs": product(64, PAIR, False),
+        "product_ragged": product(43, PAIR, True, threads=2),
+        "product_reals": product(21, REALS, True, **again, resized=(4, 2, 21)),
+        "product_rows": product(64, PAIR, False, threads=3, **again, resized=(1, 70, 64)),
+    }
+    for kernels in KERNELS[1:]:
+        found |= {
+            f"expansion_{kernels}": expansion(kernels=kernels),
+            f"product_{kernels}": product(50, PAIR, True, kernels=kernels),
+        }
+    return found
+
+
 def hostile():
     """Returns nodes by name, and what the operator says: a file with them gets past LiteRT, or past some hosts."""
     x, merged = (1, 4, 4, 40), tensor((1, 2, 2, 80))
@@ -260,7 +379,9 @@ def hostile():
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (seeds() | {name: content for name, (content, _) in hostile().items()}).items():
-        (folder / name).write_bytes(content)
+    nodes = seeds() | {name: content for name, (content, _) in hostile().items()}
+    for target, contents in {"operator": nodes, "graph": graph_seeds()}.items():
+        folder = Path(sys.argv[1]) / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
