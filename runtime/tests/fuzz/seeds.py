@@ -224,23 +224,26 @@ class Graph:
         )
 
 
-def expansion(**changes):
+def expansion(constants=None, **changes):
     """A feed-forward layer's: TILE, ADD, PRELU, the mean, and the signs of what is shifted."""
+    constants = constants or {}
     graph, rows, channels, wide = Graph(), (1, 5, 3), 8, 64
     x, product = graph.tensor(*rows, channels), graph.tensor(*rows, wide)
-    hidden = graph.node("TILE", [x, graph.constant(4, dtype="int32", content=MULTIPLES)], graph.tensor(*rows, wide))
+    hidden = graph.node(
+        "TILE", [x, graph.constant(4, dtype="int32", content=MULTIPLES, **constants)], graph.tensor(*rows, wide)
+    )
     hidden = graph.node("ADD", [product, hidden], graph.tensor(*rows, wide), [0])
-    hidden = graph.node("PRELU", [hidden, graph.constant(1, 1, wide)], graph.tensor(*rows, wide))
-    filters = graph.constant(8, 1, 1, wide, content=SPARSE)
+    hidden = graph.node("PRELU", [hidden, graph.constant(1, 1, wide, **constants)], graph.tensor(*rows, wide))
+    filters = graph.constant(8, 1, 1, wide, content=SPARSE, **constants)
     mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, 8), [0, 1, 1, 1])
-    shifted = graph.node("ADD", [hidden, graph.constant(wide)], graph.tensor(*rows, wide), [0])
+    shifted = graph.node("ADD", [hidden, graph.constant(wide, **constants)], graph.tensor(*rows, wide), [0])
     bits = graph.node("LceQuantize", [shifted], graph.tensor(*rows, 2, dtype="int32"))
     return graph.content([mean, bits], **changes)
 
 
 def shortcut(**changes):
     """What stands between two convolutions."""
-    graph, shape = Graph(), (2, 3, 7, 33)
+    graph, shape = Graph(), (3, 7, 7, 33)
     x, y = graph.tensor(*shape), graph.tensor(*shape)
     filters, bias = graph.constant(1, 1, 1, 33), graph.constant(33)
     scaled = graph.node("DEPTHWISE_CONV_2D", [x, filters, bias], graph.tensor(*shape), [1, 1, 1, 1, 3])
@@ -281,8 +284,11 @@ def graph_seeds():
     found = {
         "expansion": expansion(),
         "expansion_again": expansion(threads=3, switches=RUNS_TWICE | KEEPS_ORDER | RECOMMENDS_THREADS),
+        "short_constants": expansion({"more": -4}),
+        "unaligned_constants": expansion({"offset": 2}),
         "shortcut": shortcut(),
-        "shortcut_resized": shortcut(threads=2, **again, resized=(1, 4, 4, 33)),
+        "shortcut_threads": shortcut(threads=3, switches=RUNS_TWICE),
+        "shortcut_resized": shortcut(threads=2, **again, resized=(1, 19, 7, 33)),
         "kept_by_the_host": kept_by_the_host(),
         "kept_by_the_host_in_order": kept_by_the_host(threads=3, switches=KEEPS_ORDER),
         "product_pairs": product(64, PAIR, False),
