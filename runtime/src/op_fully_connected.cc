@@ -269,11 +269,11 @@ void FullyConnected::Pack(const KernelSet& kernels, const float* values, size_t 
   }
 }
 
-// False where the input can't be multiplied as bits; otherwise sets both operands' values.
+// Sets the rows' two values; false where a product with the units' isn't finite, or may not be.
 bool FullyConnected::ChooseValues(const float* input) {
   row_values = FirstTwo(input, rows * depth);
   const float bound = row_values.Bound() * unit_values.Bound() * static_cast<float>(depth);
-  return bound < 1e37f;  // all terms are finite; false for a NaN, too
+  return bound < 1e37f;  // false for a NaN, too
 }
 
 // Packs the weights where they hold two values.

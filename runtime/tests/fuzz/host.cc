@@ -139,10 +139,10 @@ Status Host::GetNodeAndRegistration(Context* context, int index, Node** node, Re
   return kOk;
 }
 
-// LiteRT's way to split a graph: nodes of one sort go into a subset while all that they read has been computed, those of
-// the graph's inputs first, and each subset of listed ones is a kernel. So nodes between which others stand in the plan run
-// as one where nothing has to run between them; a switch of hosts leaves each to its place. Of a tensor that two nodes give,
-// the last one's subset counts, and a cycle of nodes never runs.
+// LiteRT's way to split a graph: nodes of one sort, listed or not, go into a subset once all that they read has been
+// computed, and each subset of listed ones becomes a kernel. So nodes run as one though others stand between them in the
+// plan, if nothing has to run between them. In hosts that keep the order, a subset ends at the first node that can't join.
+// Of a tensor that two nodes give, the last one's subset counts, and nodes of a cycle never run.
 Status Host::ReplaceNodes(Context* context, Registration registration, const IntArray* listed, Delegate* delegate) {
   constexpr int kNotYet = -1;
   Host& host = *static_cast<Host*>(context->impl);
@@ -152,7 +152,7 @@ Status Host::ReplaceNodes(Context* context, Registration registration, const Int
   for (const int index : left) {
     for (const int tensor : Values(node_at(index).outputs)) giver[tensor] = kNotYet;
   }
-  // LiteRT has refused nodes that read their own output.
+  // In LiteRT a node that alone gives what it reads is part of such a cycle; here it runs.
   const auto is_ready = [&](const Node& node) {
     const std::vector<int> inputs = Values(node.inputs);
     return std::all_of(inputs.begin(), inputs.end(), [&](int tensor) {
