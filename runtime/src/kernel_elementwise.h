@@ -41,6 +41,100 @@ void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bi
   });
 }
 
+// A vector of one value, for what follows the last whole vector. It has a type for each Simd, so that code for one
+// instruction set isn't linked into another.
+template <typename Simd>
+struct OneLane {
+  using Float = float;
+  static constexpr size_t kLanes = 1;
+  static Float Load(const float* from) { return *from; }
+  static void LoadQuarters(const float* from, Float (&quarters)[4]) { std::memcpy(quarters, from, sizeof quarters); }
+  static Float Set(float x) { return x; }
+  static Float Add(Float a, Float b) { return a + b; }
+  static Float Multiply(Float a, Float b) { return a * b; }
+  static Float Prelu(Float x, Float slope) { return x < 0 ? x * slope : x; }
+  static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
+  static void Store(float* to, Float x) { *to = x; }
+};
+
+// Calls body(a Simd or OneLane, i) for all i below count, that many at a time.
+template <typename Simd, typename Body>
+inline BINARYVIT_INLINE void ForLanes(size_t count, const Body& body) {
+  size_t i = 0;
+  for (; i + Simd::kLanes <= count; i += Simd::kLanes) body(Simd(), i);
+  for (; i < count; ++i) body(OneLane<Simd>(), i);
+}
+
+template <typename Simd>
+void AddAll(const float* a, const float* b, const float* slopes, float* sums, size_t count) {
+  if (slopes) {
+    ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+      lanes.Store(sums + i, lanes.Prelu(lanes.Add(lanes.Load(a + i), lanes.Load(b + i)), lanes.Load(slopes + i)));
+    });
+  } else {
+    ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+      lanes.Store(sums + i, lanes.Add(lanes.Load(a + i), lanes.Load(b + i)));
+    });
+  }
+}
+
+template <typename Simd>
+void ScaleAll(const float* values, const float* factors, const float* addends, float* results, size_t count) {
+  if (addends) {
+    ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+      const auto product = lanes.Multiply(lanes.Load(values + i), lanes.Load(factors + i));
+      lanes.Store(results + i, lanes.Add(product, lanes.Load(addends + i)));
+    });
+  } else {
+    ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+      lanes.Store(results + i, lanes.Multiply(lanes.Load(values + i), lanes.Load(factors + i)));
+    });
+  }
+}
+
+// The products of the next four values for each lane, those of the first values first.
+template <typename Simd>
+inline BINARYVIT_INLINE void MultiplyQuarters(const float* values, const float* factors,
+                                              typename Simd::Float (&products)[4]) {
+  typename Simd::Float x[4], f[4];
+  Simd::LoadQuarters(values, x);
+  Simd::LoadQuarters(factors, f);
+  Unroll<4>([&](int i) BINARYVIT_INLINE { products[i] = Simd::Multiply(x[i], f[i]); });
+}
+
+template <typename Simd>
+inline BINARYVIT_INLINE typename Simd::Float SumOfFour(const typename Simd::Float (&terms)[4]) {
+  return Simd::Add(Simd::Add(terms[0], terms[1]), Simd::Add(terms[2], terms[3]));
+}
+
+template <typename Simd>
+void DotFoursAll(const float* values, const float* factors, float* sums, size_t count) {
+  ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+    using Lanes = decltype(lanes);
+    typename Lanes::Float products[4];
+    MultiplyQuarters<Lanes>(values + 4 * i, factors + 4 * i, products);
+    Lanes::Store(sums + i, SumOfFour<Lanes>(products));
+  });
+}
+
+template <typename Simd>
+void DotEightsAll(const float* values, const float* factors, float* sums, size_t count) {
+  ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+    using Lanes = decltype(lanes);
+    const float* x = values + 8 * i;
+    const float* f = factors + 8 * i;
+    typename Lanes::Float low[4], high[4];  // of the first and the last half of the sums: terms q and q + 4 side by side
+    MultiplyQuarters<Lanes>(x, f, low);
+    MultiplyQuarters<Lanes>(x + 4 * Lanes::kLanes, f + 4 * Lanes::kLanes, high);
+    Unroll<4>([&](int q) BINARYVIT_INLINE {
+      typename Lanes::Float even, odd;
+      Lanes::Deinterleave(low[q], high[q], &even, &odd);
+      low[q] = Lanes::Add(even, odd);
+    });
+    Lanes::Store(sums + i, SumOfFour<Lanes>(low));
+  });
+}
+
 // One vector of channels along the row: weights and the neighbours to the left and right stay in registers, and `block`
 // positions share the moves of the latter.
 template <typename Simd, int reach>
@@ -128,18 +222,6 @@ void CrossAnyReach(const CrossRow& row, size_t channel, float* output) {
   }
 }
 
-// A vector of one value, for the channels after the last whole vector. It has a type for each Simd, so that code for one
-// instruction set isn't linked into another.
-template <typename Simd>
-struct OneLane {
-  using Float = float;
-  static Float Load(const float* from) { return *from; }
-  static Float Set(float x) { return x; }
-  static Float Add(Float a, Float b) { return a + b; }
-  static Float Multiply(Float a, Float b) { return a * b; }
-  static void Store(float* to, Float x) { *to = x; }
-};
-
 template <typename Simd>
 void CrossAll(const CrossRow& row, float* output) {
   const size_t reach = row.vertical == row.horizontal ? row.vertical : 0;
@@ -176,13 +258,9 @@ void PoolColumn(const float* values, size_t row_stride, size_t stride, size_t si
 
 template <typename Simd>
 void PoolAll(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means) {
-  size_t c = 0;
-  for (; c + Simd::kLanes <= channels; c += Simd::kLanes) {
-    PoolColumn<Simd>(values + c, row_stride, channels, size, factors + c, means + c);
-  }
-  for (; c < channels; ++c) {
-    PoolColumn<OneLane<Simd>>(values + c, row_stride, channels, size, factors + c, means + c);
-  }
+  ForLanes<Simd>(channels, [&](auto lanes, size_t c) BINARYVIT_INLINE {
+    PoolColumn<decltype(lanes)>(values + c, row_stride, channels, size, factors + c, means + c);
+  });
 }
 
 }  // namespace binaryvit

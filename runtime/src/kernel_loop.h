@@ -31,7 +31,11 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           Isa::PackBytesAtMost,
           Isa::SumExponentials,
           CrossAll<Simd>,
-          PoolAll<Simd>};
+          PoolAll<Simd>,
+          AddAll<Simd>,
+          ScaleAll<Simd>,
+          DotFoursAll<Simd>,
+          DotEightsAll<Simd>};
 }
 
 }  // namespace binaryvit

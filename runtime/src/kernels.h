@@ -167,6 +167,14 @@ struct KernelSet {
   void (*cross)(const CrossRow&, float* output);
   // The means over `size` x `size` positions of values * factors; `row_stride` values from one row of the map to the next.
   void (*pool)(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means);
+
+  // sums[i] = a[i] + b[i], times slopes[i] where that is negative; `slopes` may be null.
+  void (*add)(const float* a, const float* b, const float* slopes, float* sums, size_t count);
+  // results[i] = values[i] * factors[i] + addends[i]; `addends` may be null.
+  void (*scale)(const float* values, const float* factors, const float* addends, float* results, size_t count);
+  // sums[i] = the products of the four values and factors from 4 * i on; those of eight have terms i and i + 4 added first.
+  void (*dot_fours)(const float* values, const float* factors, float* sums, size_t count);
+  void (*dot_eights)(const float* values, const float* factors, float* sums, size_t count);
 };
 
 // The best set that this processor runs, or the one that the environment variable BINARYVIT_KERNELS names: scalar, sse,

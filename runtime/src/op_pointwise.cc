@@ -19,6 +19,7 @@ constexpr size_t kSpread = 64;  // a single number, side by side
 constexpr int kMostPasses = 16;  // through all values, for a place in scratch memory
 constexpr int kMaxRank = 8;
 constexpr int kNone = -1;
+constexpr size_t kMostDot = 8;  // channels of a unit for which there is a kernel
 
 enum Kind : int { kAdd, kMultiply, kSlope, kScale, kTile, kMean, kSigns };
 
@@ -244,6 +245,8 @@ struct Step {
   size_t channels;
   float low, high;
   size_t spans;  // index of the first unit's
+  void (*dot)(const float* values, const float* factors, float* sums, size_t count);  // where spans are alike, or null
+  size_t filter;  // for `dot`: index in the filters
   bool skipped;  // another step does it
 };
 
@@ -257,6 +260,7 @@ struct Pointwise {
 
  private:
   bool Append(const NodeView& node, const NodeView& subset);
+  void ChooseDot(const KernelSet& kernels, const float* filter, const Action& action, Step* step);
   int ValueOf(const NodeView& node, int input, size_t rows, size_t width);
   int NewValue(int tensor, size_t rows, size_t width, bool computed, bool in_scratch);
   Step* StepOf(int value);
@@ -276,6 +280,8 @@ struct Pointwise {
   size_t step_count = 0;
   Buffer<Span> spans;
   size_t span_count = 0;
+  Buffer<float> filters;  // those of steps with a `dot`
+  size_t filter_size = 0;
   Buffer<float*> data;  // of each value that is a tensor
 
   size_t block_rows = 0;
@@ -299,6 +305,20 @@ int Pointwise::ValueOf(const NodeView& node, int input, size_t rows, size_t widt
   return NewValue(tensor, rows, width, false, false);
 }
 
+// Where each unit sees the next four channels, or the next eight, there is a kernel, for which filters stand side by side.
+void Pointwise::ChooseDot(const KernelSet& kernels, const float* filter, const Action& action, Step* step) {
+  const size_t size = action.channels / action.width;
+  if ((size != 4 && size != kMostDot) || action.channels % action.width != 0) return;
+  for (size_t unit = 0; unit < action.width; ++unit) {
+    const Span& span = spans[step->spans + unit];
+    if (span.count != size || span.first != unit * size) return;
+    std::memcpy(filters.data() + filter_size + unit * size, filter + span.weights, size * sizeof(float));
+  }
+  step->dot = size == 4 ? kernels.dot_fours : kernels.dot_eights;
+  step->filter = filter_size;
+  filter_size += action.channels;
+}
+
 bool Pointwise::Append(const NodeView& node, const NodeView& subset) {
   Action action;
   if (!Describe(node, &action)) {
@@ -309,7 +329,7 @@ bool Pointwise::Append(const NodeView& node, const NodeView& subset) {
   for (size_t i = 0; i < value_count; ++i) is_known |= values[i].tensor == output_tensor;
   for (int i = 0; i < node.InputCount(); ++i) is_known |= node.InputIndex(i) == output_tensor;
   if (is_known) return node.Fail("two nodes compute one tensor, or one is needed before it is computed");
-  Step step = {action.kind, 0, kNone, kNone, kNone, 0, action.channels, action.low, action.high, 0, false};
+  Step step = {action.kind, 0, kNone, kNone, kNone, 0, action.channels, action.low, action.high, 0, nullptr, 0, false};
   step.first = ValueOf(node, action.main, action.rows, action.channels);
   const auto constant = [&](int input) {  // or an operand of all rows
     const size_t elements = Elements(*node.Input(input));
@@ -345,6 +365,7 @@ bool Pointwise::Append(const NodeView& node, const NodeView& subset) {
       for (size_t unit = 0; unit < action.width; ++unit) {
         spans[span_count++] = SpanOf(filter, unit, action.width, group_channels, action.channels / group_channels);
       }
+      ChooseDot(*node.session.kernels, filter, action, &step);
       break;
     }
     case kTile:
@@ -458,8 +479,11 @@ bool Pointwise::Prepare(const NodeView& node, const Options&) {
       most_spans += static_cast<size_t>(filter->dims->data[0]);
     }
   }
-  if (!values.Resize(most_values) || !steps.Resize(most_values) || !spans.Resize(most_spans)) return node.FailForMemory();
-  value_count = step_count = span_count = 0;
+  if (!values.Resize(most_values) || !steps.Resize(most_values) || !spans.Resize(most_spans) ||
+      !filters.Resize(kMostDot * most_spans)) {
+    return node.FailForMemory();
+  }
+  value_count = step_count = span_count = filter_size = 0;
   for (size_t i = 0; i < node.NodeCount(); ++i) {
     if (!Append(node.At(i), node)) return false;
   }
@@ -500,14 +524,6 @@ void ForRepeats(size_t count, size_t width, const Body& body) {
   for (size_t i = 0; i < count; i += width) body(i, count - i < width ? count - i : width);
 }
 
-void AddRow(const float* a, const float* b, const float* slope, float* to, size_t count) {
-  if (slope) {
-    Map(to, count, [=](auto at) { return Slope(at(a) + at(b), at(slope)); });
-  } else {
-    Map(to, count, [=](auto at) { return at(a) + at(b); });
-  }
-}
-
 void ClampRow(float low, float high, float* to, size_t count) {
   if (std::isinf(low) && std::isinf(high)) return;
   Map(to, count, [=](auto at) {
@@ -516,18 +532,13 @@ void ClampRow(float low, float high, float* to, size_t count) {
   });
 }
 
-inline __attribute__((always_inline)) float DotOf(const float* a, const float* b, size_t count) {
+float Dot(const float* a, const float* b, size_t count) {
   Lanes sums = {};
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) sums += LoadLanes(a + i) * LoadLanes(b + i);
   float sum = Sum(sums);
   for (; i < count; ++i) sum += a[i] * b[i];
   return sum;
-}
-
-// Without loops for the usual expansions, which take a fraction of the time.
-float Dot(const float* a, const float* b, size_t count) {
-  return count == 8 ? DotOf(a, b, 8) : count == 4 ? DotOf(a, b, 4) : DotOf(a, b, count);
 }
 
 void PackRow(const KernelSet& kernels, const float* from, size_t channels, uint32_t* bits) {
@@ -554,6 +565,7 @@ const float* Pointwise::RowOf(int value, size_t first, size_t row, float* memory
 }
 
 void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t count, float* memory) const {
+  const KernelSet& kernels = *node.session.kernels;
   const size_t channels = step.channels, width = values[Index(step.output)].width;
   float spread[kSpread];
   float* output = RowsOf(step.output, first, memory);
@@ -571,23 +583,19 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
     switch (step.kind) {
       case kAdd:
         ForRepeats(channels, period, [&](size_t i, size_t size) {
-          AddRow(x + i, y, slope ? slope + i : nullptr, output + i, size);
+          kernels.add(x + i, y, slope ? slope + i : nullptr, output + i, size);
         });
         break;
       case kMultiply:
         ForRepeats(channels, period, [&](size_t i, size_t size) {
-          Map(output + i, size, [a = x + i, y](auto at) { return at(a) * at(y); });
+          kernels.scale(x + i, y, nullptr, output + i, size);
         });
         break;
       case kSlope:
         Map(output, channels, [=](auto at) { return Slope(at(x), at(slope)); });
         break;
       case kScale:
-        if (bias) {
-          Map(output, channels, [=](auto at) { return at(x) * at(y) + at(bias); });
-        } else {
-          Map(output, channels, [=](auto at) { return at(x) * at(y); });
-        }
+        kernels.scale(x, y, bias, output, channels);
         ClampRow(step.low, step.high, output, channels);
         break;
       case kTile:
@@ -595,20 +603,24 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
         break;
       case kMean: {
         const float* filter = data[Index(step.second)];
-        for (size_t unit = 0; unit < width; ++unit) {
-          const Span& span = spans[step.spans + unit];
-          const float sum = Dot(x + span.first, filter + span.weights, span.count);
-          output[unit] = bias ? sum + bias[unit] : sum;
+        if (step.dot) {
+          step.dot(x, filters.data() + step.filter, output, width);
+        } else {
+          for (size_t unit = 0; unit < width; ++unit) {
+            const Span& span = spans[step.spans + unit];
+            output[unit] = Dot(x + span.first, filter + span.weights, span.count);
+          }
         }
+        if (bias) kernels.add(output, bias, nullptr, output, width);
         ClampRow(step.low, step.high, output, width);
         break;
       }
       case kSigns: {
         auto* bits = reinterpret_cast<uint32_t*>(output);
         if (y) {
-          node.session.kernels->pack_shifted(x, y, width, bits);
+          kernels.pack_shifted(x, y, width, bits);
         } else {
-          PackRow(*node.session.kernels, x, channels, bits);
+          PackRow(kernels, x, channels, bits);
         }
         break;
       }
