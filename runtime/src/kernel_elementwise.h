@@ -1,4 +1,4 @@
-// What has no product in it: signs of values as bits, crosses over a map, means over squares.
+// What has no product of bits in it: signs of values, crosses over a map, means over squares, sums and products of reals.
 #ifndef BINARYVIT_KERNEL_ELEMENTWISE_H_
 #define BINARYVIT_KERNEL_ELEMENTWISE_H_
 
@@ -225,23 +225,19 @@ void CrossAnyReach(const CrossRow& row, size_t channel, float* output) {
 template <typename Simd>
 void CrossAll(const CrossRow& row, float* output) {
   const size_t reach = row.vertical == row.horizontal ? row.vertical : 0;
-  size_t channel = 0;
-  for (; channel + Simd::kLanes <= row.channels; channel += Simd::kLanes) {
+  ForLanes<Simd>(row.channels, [&](auto lanes, size_t channel) {
+    using Lanes = decltype(lanes);
     switch (reach) {
       case 1:
-        CrossColumn<Simd, 1>(row, channel, output);
-        break;
+        return CrossColumn<Lanes, 1>(row, channel, output);
       case 2:
-        CrossColumn<Simd, 2>(row, channel, output);
-        break;
+        return CrossColumn<Lanes, 2>(row, channel, output);
       case 3:
-        CrossColumn<Simd, 3>(row, channel, output);
-        break;
+        return CrossColumn<Lanes, 3>(row, channel, output);
       default:
-        CrossAnyReach<Simd>(row, channel, output);
+        return CrossAnyReach<Lanes>(row, channel, output);
     }
-  }
-  for (; channel < row.channels; ++channel) CrossAnyReach<OneLane<Simd>>(row, channel, output);
+  });
 }
 
 template <typename Simd>
