@@ -295,8 +295,10 @@ void Host::Fill(Tensor* tensor, Content content) {
     uint32_t word = content == kZeros ? 0 : random_;
     float real = static_cast<float>(random_ >> 16) / 16384.0f - 2.0f;
     if (content == kPair) real = real < 0 ? -1.0f : 1.0f;
-    if (content == kSparse && random_ >> 29 != 0) real = 0;
-    if (content == kReals || content == kPair || content == kSparse) std::memcpy(&word, &real, sizeof word);
+    // Of 64 channels each unit sees the next eight, or the next four.
+    if (content == kEights && (i / 256 ^ i / 32) % 8 != 0) real = 0;
+    if (content == kFours && (i / 256 ^ i / 16) % 16 != 0) real = 0;
+    if (content != kBits && content != kZeros) std::memcpy(&word, &real, sizeof word);
     if (content == kMultiples) word = i + 8 > tensor->bytes ? 8 : 1;
     std::memcpy(to + i, &word, std::min(tensor->bytes - i, sizeof word));
   }

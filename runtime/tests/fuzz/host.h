@@ -18,9 +18,9 @@ namespace binaryvit::fuzz {
 
 enum Switches : uint8_t { kResizes = 1, kProfiles = 2, kRecommendsThreads = 4, kRunsTwice = 8, kKeepsOrder = 16 };
 
-// Data of tensors. Nodes alone have the first three kinds; graphs also two values, mostly zeros, and the multiples of a TILE.
-enum Content : uint8_t { kReals, kBits, kZeros, kPair, kSparse, kMultiples };
-constexpr size_t kNodeContents = 3, kGraphContents = 6;
+// Data of tensors. Nodes alone have the first three kinds; graphs also two values, filters, and the multiples of a TILE.
+enum Content : uint8_t { kReals, kBits, kZeros, kPair, kEights, kMultiples, kFours };
+constexpr size_t kNodeContents = 3, kGraphContents = 7;
 
 // Little-endian, zeros after the last.
 class Bytes {

@@ -32,7 +32,7 @@ RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE, KEEPS_ORDER = 1, 2, 4, 8, 16
 THREADS = {1: 0, 2: 6, 3: 7}
 KERNELS = ["", "scalar", "sse", "avx2", "avx512"]
 INTEGER = 1  # the type of an option
-REALS, BITS, ZEROS, PAIR, SPARSE, MULTIPLES = range(6)  # contents; nodes alone have the first three
+REALS, BITS, ZEROS, PAIR, EIGHTS, MULTIPLES, FOURS = range(7)  # contents; nodes alone have the first three
 GRAPH_OPERATORS = [
     "ADD",
     "MUL",
@@ -224,7 +224,7 @@ class Graph:
         )
 
 
-def expansion(constants=None, **changes):
+def expansion(constants=None, units=8, **changes):
     """A feed-forward layer's: TILE, ADD, PRELU, the mean, and the signs of what is shifted."""
     constants = constants or {}
     graph, rows, channels, wide = Graph(), (1, 5, 3), 8, 64
@@ -234,8 +234,8 @@ def expansion(constants=None, **changes):
     )
     hidden = graph.node("ADD", [product, hidden], graph.tensor(*rows, wide), [0])
     hidden = graph.node("PRELU", [hidden, graph.constant(1, 1, wide, **constants)], graph.tensor(*rows, wide))
-    filters = graph.constant(8, 1, 1, wide, content=SPARSE, **constants)
-    mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, 8), [0, 1, 1, 1])
+    filters = graph.constant(units, 1, 1, wide, content=EIGHTS if units == 8 else FOURS, **constants)
+    mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, units), [0, 1, 1, 1])
     shifted = graph.node("ADD", [hidden, graph.constant(wide, **constants)], graph.tensor(*rows, wide), [0])
     bits = graph.node("LceQuantize", [shifted], graph.tensor(*rows, 2, dtype="int32"))
     return graph.content([mean, bits], **changes)
@@ -283,6 +283,7 @@ def graph_seeds():
     again = {"switches": RESIZES | RUNS_TWICE | PROFILES}
     found = {
         "expansion": expansion(),
+        "expansion_fours": expansion(units=16),
         "expansion_again": expansion(threads=3, switches=RUNS_TWICE | KEEPS_ORDER | RECOMMENDS_THREADS),
         "short_constants": expansion({"more": -4}),
         "unaligned_constants": expansion({"offset": 2}),
@@ -299,6 +300,7 @@ def graph_seeds():
     for kernels in KERNELS[1:]:
         found |= {
             f"expansion_{kernels}": expansion(kernels=kernels),
+            f"expansion_fours_{kernels}": expansion(units=16, kernels=kernels),
             f"product_{kernels}": product(50, PAIR, True, kernels=kernels),
         }
     return found
