@@ -78,9 +78,10 @@ case $mode in
       if [ "$mode" = fuzz ]; then
         "$build/fuzz_$target" "${options[@]}" -max_total_time="$seconds" "$found" "$build/seeds/$target" "$corpus"
       else
+        # What covers a line; how often it runs it would keep thousands.
         rm -rf "$merged"
         mkdir -p "$merged"
-        "$build/fuzz_$target" "${options[@]}" -set_cover_merge=1 "$merged" "$corpus" "$found"
+        "$build/fuzz_$target" "${options[@]}" -use_counters=0 -set_cover_merge=1 "$merged" "$corpus" "$found"
         rm -f "$corpus"/*
         cp "$merged"/* "$corpus"
       fi
