@@ -30,8 +30,9 @@ lint: $(VENV)/.test
 
 test: lint $(VENV)/.runtime
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints \
-		$(addprefix tests/deploy/test_,fold.py freeze.py inference.py lower.py) tests/test_optimizers.py \
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(addprefix tests/deploy/test_,fold.py freeze.py inference.py lower.py)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/test_optimizers.py \
 		$(addprefix tests/training/test_,losses.py distiller.py monitoring.py checkpoints.py)
 	cd runtime && $(abspath $(BIN))/python -m pytest -n 2
 
