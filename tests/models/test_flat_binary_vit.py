@@ -115,14 +115,14 @@ def test_config_round_trip(row):
 
 
 def test_loads_in_a_new_process(tmp_path):
-    models = [randomize(small(**row), seed) for seed, row in enumerate(ROWS)]
+    models = [randomize(small(**row), seed) for seed, row in enumerate([ROWS[0], ROWS[3]])]
     x = normal(2, 8, 12, 3)
     for i, model in enumerate(models):
         model.save(tmp_path / f"{i}.keras")
     np.save(tmp_path / "x.npy", x)
     script = """
 import keras, keras_binaryvit, numpy as np
-for i in range(4):
+for i in range(2):
     model = keras.saving.load_model(f"{i}.keras")
     assert type(model) is keras_binaryvit.FlatBinaryViT
     np.save(f"{i}.npy", keras.ops.convert_to_numpy(model(np.load("x.npy"))))
