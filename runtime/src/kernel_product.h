@@ -239,8 +239,9 @@ struct ContextOutput {
 //
 // for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
 // where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
-// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. PackMasks(words, bits, mask) sets the bits of words from mask(i), the Simd's Mask of the values from i on;
-// StoreMasks(masks, bits, i) does so for the masks of a tile's values from i on, tile by tile. PackBytesAtMost and SumExponentials are those of KernelSet.
+// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. PackMasks(words, bits, mask) sets the bits
+// of words from mask(i), the Simd's Mask of the values from i on; StoreMasks(masks, bits, i) does so for the masks of a
+// tile's values from i on, tile by tile. PackBytesAtMost and SumExponentials are those of KernelSet.
 
 // Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
 constexpr size_t kMostInterleavedWords = 2048;

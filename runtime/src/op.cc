@@ -161,7 +161,6 @@ bool NodeView::ResizeOutput(int index, const int64_t* dims, int rank) const {
 }
 
 bool NodeView::ResizeLike(int index, const litert::Tensor* tensor) const {
-  constexpr int kMaxRank = 8;
   if (!CheckType(Output(index), "output", litert::kFloat32)) return false;
   if (tensor->dims->size > kMaxRank) return Fail("the input has more than %d dimensions", kMaxRank);
   int64_t dims[kMaxRank];

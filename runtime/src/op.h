@@ -14,6 +14,8 @@
 
 namespace binaryvit {
 
+constexpr int kMaxRank = 8;  // of outputs
+
 // What the operators of one interpreter share.
 struct Session {
   const KernelSet* kernels;

@@ -79,19 +79,7 @@ struct Attention {
     Buffer<uint8_t> byte_counts;  // instead of `counts`, where the limit takes bytes
     Buffer<uint32_t> masks;
   };
-  Scratch* scratch = nullptr;
-  size_t scratch_count = 0;
-
- public:
-  ~Attention() { FreeScratch(); }
-
- private:
-  void FreeScratch() {
-    for (size_t i = 0; i < scratch_count; ++i) scratch[i].~Scratch();
-    std::free(scratch);
-    scratch = nullptr;
-    scratch_count = 0;
-  }
+  Scratch scratch[kMaxThreads];
 };
 
 bool Attention::ReadShapes(const NodeView& node, const Options& options) {
@@ -187,11 +175,7 @@ bool Attention::Reserve(const NodeView& node) {
   for (size_t i = 0; i < kBytesPerBlock; ++i) {
     missing_keys[i] = (KeyBlocks() - 1) * kBytesPerBlock + i < key_count ? 0 : UINT8_MAX;
   }
-  FreeScratch();
   const auto threads = static_cast<size_t>(node.session.pool.threads());
-  scratch = static_cast<Scratch*>(std::calloc(threads, sizeof(Scratch)));
-  if (!scratch) return false;
-  for (; scratch_count < threads; ++scratch_count) new (&scratch[scratch_count]) Scratch();
   for (size_t thread = 0; thread < threads; ++thread) {
     Scratch& own = scratch[thread];
     const size_t counts = kRowsPerTask * KeyBlocks() * kBytesPerBlock;

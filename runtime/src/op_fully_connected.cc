@@ -23,7 +23,6 @@ constexpr size_t kRowAlignment = 8;                // rows of the largest tile
 constexpr size_t kScratchWords = size_t{1} << 17;  // half a megabyte
 constexpr size_t kChunkWords = 32;                 // of values that are packed in one go
 constexpr size_t kChunk = kChunkWords * kBitsPerWord;
-constexpr int kMaxRank = 8;
 
 // The values of an operand with no more than two: `high` is a clear bit, `low` a set one.
 struct Pair {
@@ -118,19 +117,7 @@ struct FullyConnected {
   Buffer<uint32_t> unit_stream, unit_bits, packed;
   Buffer<float> multiplier, bias_of_unit;
 
-  Scratch* scratch = nullptr;  // one a thread
-  size_t scratch_count = 0;
-
- public:
-  ~FullyConnected() { FreeScratch(); }
-
- private:
-  void FreeScratch() {
-    for (size_t i = 0; i < scratch_count; ++i) scratch[i].~Scratch();
-    std::free(scratch);
-    scratch = nullptr;
-    scratch_count = 0;
-  }
+  Scratch scratch[kMaxThreads];
 };
 
 bool HasNoZero(const litert::IntArray& dims) {
@@ -220,10 +207,6 @@ bool FullyConnected::Reserve(const NodeView& node) {
       !multiplier.Resize(tiled) || !bias_of_unit.Resize(tiled)) {
     return false;
   }
-  FreeScratch();
-  scratch = static_cast<Scratch*>(std::calloc(threads, sizeof(Scratch)));
-  if (!scratch) return false;
-  for (; scratch_count < threads; ++scratch_count) new (&scratch[scratch_count]) Scratch();
   for (size_t thread = 0; thread < threads; ++thread) {
     if (!scratch[thread].stream.Resize(IsWhole() ? 0 : WordsFor(rows_per_task * depth) + 1) ||
         !scratch[thread].bits.Resize(rows_per_task * Words())) {

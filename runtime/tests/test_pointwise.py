@@ -124,8 +124,8 @@ def chains(draw):
             chain.prelu()
         elif kind == "scale":
             chain.scale(draw(st.sampled_from([NONE, RELU, RELU_N1_TO_1, RELU6])), draw(st.booleans()))
-        elif kind == "mean" and chain.shape[-1] % 5 == 0:
-            chain.mean(5, draw(st.sampled_from([NONE, RELU_N1_TO_1])))
+        elif kind == "mean" and (sizes := [size for size in (4, 5, 8) if chain.shape[-1] % size == 0]):
+            chain.mean(draw(st.sampled_from(sizes)), draw(st.sampled_from([NONE, RELU_N1_TO_1])))
         elif kind == "tile" and chain.shape[-1] < 200:
             chain.tile(draw(st.integers(1, 3)))
         tensors.append(chain.last)
@@ -138,7 +138,11 @@ def test_chains_equal_litert(case, threads, kernels):
     chain, outputs = case
     if not chain.operators:
         return
-    stock, actual, _ = chain.run([chain.last, *(name for name in outputs if name != chain.last)], num_threads=threads)
+    stock, actual, names = chain.run(
+        [chain.last, *(name for name in outputs if name != chain.last)], num_threads=threads
+    )
+    kinds = [operator.name for operator in chain.operators]
+    assert "Pointwise" in names or len(kinds) == 1 or "CONV_2D" in kinds  # which may be LiteRT's, and part the others
     close(actual, stock)
 
 
@@ -156,9 +160,10 @@ def expansion(seed, shape, times):
     return chain, [mean, chain.last]
 
 
-@pytest.mark.parametrize("shape", [(1, 7, 7, 64), (2, 5, 3, 48), (1, 1, 1, 8)])
-def test_a_feed_forward_layers_expansion_runs_as_one(shape, kernels):
-    chain, outputs = expansion(0, shape, 8)
+@pytest.mark.parametrize("times", [3, 4, 8])
+@pytest.mark.parametrize("shape", [(1, 7, 7, 64), (2, 5, 3, 48), (1, 1, 1, 14)])
+def test_a_feed_forward_layers_expansion_runs_as_one(shape, times, kernels):
+    chain, outputs = expansion(0, shape, times)
     stock, actual, names = chain.run(outputs)
     assert names == ["Pointwise"]
     close(actual, stock)
