@@ -1,7 +1,11 @@
 """Metrics that only make sense for quantised values, with Larq's names."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from keras_binaryvit.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -23,14 +27,14 @@ class FlipRatio(keras.metrics.Metric):
         dtype: Of the running mean.
     """
 
-    def __init__(self, values_dtype: str = "int8", name: str = "flip_ratio", dtype=None):
+    def __init__(self, values_dtype: str = "int8", name: str = "flip_ratio", dtype: Any = None):
         super().__init__(name=name, dtype=dtype)
         self.values_dtype = values_dtype
-        self._previous = None
+        self._previous: keras.Variable | None = None
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
-    def update_state(self, values, sample_weight=None):
+    def update_state(self, values: Tensor, sample_weight: Tensor | None = None) -> None:
         """Compares `values`, a tensor of the same shape at every update, with those before."""
         values = ops.cast(values, self.values_dtype)
         if self._previous is None:
@@ -44,11 +48,11 @@ class FlipRatio(keras.metrics.Metric):
         self.count.assign_add(1)
         self._previous.assign(values)
 
-    def result(self):
+    def result(self) -> Tensor:
         """Returns the mean so far, 0 before the second update."""
         return ops.divide_no_nan(self.total, self.count - 1)
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Forgets the mean, not the values: the next update still compares with the last ones."""
         self.total.assign(0)
         self.count.assign(0)

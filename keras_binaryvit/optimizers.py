@@ -2,9 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
+
+from keras_binaryvit.typing import Tensor
 
 _Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -42,7 +45,13 @@ class Bop(keras.optimizers.Optimizer):
 
     _BASE_ARGUMENTS = ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "gradient_accumulation_steps")
 
-    def __init__(self, threshold=1e-8, gamma=1e-4, name: str = "bop", **kwargs):
+    def __init__(
+        self,
+        threshold: float | keras.optimizers.schedules.LearningRateSchedule = 1e-8,
+        gamma: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+        name: str = "bop",
+        **kwargs: Any,
+    ):
         unknown = sorted(set(kwargs) - set(self._BASE_ARGUMENTS))
         if unknown:
             raise ValueError(f"Bop takes threshold, gamma, name and {self._BASE_ARGUMENTS}. Received: {unknown}")
@@ -59,14 +68,14 @@ class Bop(keras.optimizers.Optimizer):
             return value
         return self.add_variable((), keras.initializers.Constant(value), name=name)
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         """Creates the average of each variable's gradient."""
         if self.built:
             return
         super().build(variables)
         self._averages = self.add_optimizer_variables(variables, "average")
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable; the learning rate plays no part."""
 
         def current(hyperparameter):
@@ -99,7 +108,7 @@ class Bop(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "Bop":
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Bop":
         """Creates the optimiser from `get_config()`."""
         config = dict(config)
         for name in ("threshold", "gamma"):
@@ -108,7 +117,7 @@ class Bop(keras.optimizers.Optimizer):
         return cls(**config)
 
     @staticmethod
-    def is_binary_variable(variable) -> bool:
+    def is_binary_variable(variable: keras.Variable) -> bool:
         """Returns whether `variable` is the kernel of a layer whose `kernel_quantizer` has a precision of 1."""
         return getattr(variable, "precision", None) == 1
 
@@ -160,7 +169,7 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         # For each variable, in the order of `build`, the index of its optimiser or None.
         self.assignment: list[int | None] | None = None
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         """Assigns the variables to the optimisers and builds these."""
         if self.built:
             return
@@ -190,18 +199,22 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         return claims[0] if claims else default
 
     def _share(self, index, variables):
+        assert self.assignment is not None  # since `build`
         return [v for v in variables if self.assignment[self._get_variable_index(v)] == index]
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The variables of this optimiser and of all those in it."""
         return [*super().variables, *(v for optimizer in self.optimizers for v in optimizer.variables)]
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         """Passes each gradient on to the optimiser of its variable."""
-        if not self.built:
-            self.build(list(trainable_variables))
-        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if trainable_variables is None:
+            variables = self._trainable_variables
+        else:
+            variables = list(trainable_variables)
+            if not self.built:
+                self.build(variables)
         self._check_variables_are_known(variables)
         gradients = {id(variable): gradient for variable, gradient in zip(variables, grads, strict=True)}
         for index, optimizer in enumerate(self.optimizers):
@@ -210,18 +223,18 @@ class CaseOptimizer(keras.optimizers.Optimizer):
                 optimizer.apply([gradients[id(variable)] for variable in share], share)
         self._iterations.assign_add(1)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         """Passes on the end of training, when an optimiser with a moving average sets its variables to it."""
         for index, optimizer in enumerate(self.optimizers):
             optimizer.finalize_variable_values(self._share(index, var_list))
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         """The default optimiser's."""
         return self._of_learning_rate.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         self._of_learning_rate.learning_rate = learning_rate
 
     @property
@@ -230,11 +243,11 @@ class CaseOptimizer(keras.optimizers.Optimizer):
             raise AttributeError("This CaseOptimizer has no default optimiser, whose learning rate it could show.")
         return self.default
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         """Saves the number of steps; the optimisers save themselves."""
         store["0"] = ops.convert_to_numpy(self._iterations)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads the number of steps."""
         self._iterations.assign(store["0"])
 
@@ -248,7 +261,7 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "CaseOptimizer":
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "CaseOptimizer":
         """Creates the optimiser from `get_config()`."""
         optimizers = [keras.optimizers.deserialize(entry, custom_objects) for entry in config["optimizers"]]
         default = optimizers.pop() if config["has_default"] else None
@@ -289,12 +302,12 @@ class AdamW(keras.optimizers.Adam):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
         weight_decay: float = 0.0,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
-        **kwargs,
+        **kwargs: Any,
     ):
         if not weight_decay >= 0:
             raise ValueError(f"The weight decay must not be negative. Received: weight_decay={weight_decay}")

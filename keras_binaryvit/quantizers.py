@@ -7,15 +7,18 @@ estimate that its docstring states. `get` turns what users write into one of the
 import importlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
+
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 _PACKAGE = "keras_binaryvit"
 _ALIASES: dict[str, Callable[[], "Quantizer"]] = {}
 
 
-def _register(*aliases: str):
+def _register(*aliases: str) -> Callable[[type], type]:
     """Makes a quantiser class serialisable and known to `get` by its class name and by `aliases`."""
 
     def register(cls):
@@ -73,11 +76,11 @@ class Quantizer:
 
     precision: int | None = None
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         """Returns the quantised `x`, of the same shape and dtype."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
-    def decompose(self, kernel):
+    def decompose(self, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns `(values, scale)` with `self(kernel) == values * scale`.
 
         Binary layers multiply by `values`, which are small integers that float32 sums exactly, and scale the result:
@@ -94,7 +97,7 @@ class Quantizer:
         """Creates the quantiser from `get_config()`."""
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
@@ -116,10 +119,10 @@ class SteSign(Quantizer):
     def __init__(self, clip_value: float | None = 1.0):
         self.clip_value = clip_value
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return _with_gradient(_sign, _clipped(self.clip_value))(x)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"clip_value": self.clip_value}
 
 
@@ -134,7 +137,7 @@ class ApproxSign(Quantizer):
 
     precision = 1
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         def gradient(x, upstream):
             magnitude = ops.abs(x)
             return ops.where(magnitude <= 1, (1 - magnitude) * 2 * upstream, ops.zeros_like(upstream))
@@ -159,14 +162,14 @@ class SwishSign(Quantizer):
     def __init__(self, beta: float = 5.0):
         self.beta = beta
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         def gradient(x, upstream):
             bx = self.beta * x
             return upstream * self.beta * (2 - bx * ops.tanh(bx * 0.5)) / (1 + ops.cosh(bx))
 
         return _with_gradient(_sign, gradient)(x)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"beta": self.beta}
 
 
@@ -185,13 +188,13 @@ class SteHeaviside(Quantizer):
     def __init__(self, clip_value: float | None = 1.0):
         self.clip_value = clip_value
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         def step(x):
             return ops.where(x > 0, ops.ones_like(x), ops.zeros_like(x))
 
         return _with_gradient(step, _clipped(self.clip_value))(x)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"clip_value": self.clip_value}
 
 
@@ -221,7 +224,7 @@ class SteTern(Quantizer):
         self.ternary_weight_networks = ternary_weight_networks
         self.clip_value = clip_value
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         def ternary(x):
             threshold = self.threshold_value
             if self.ternary_weight_networks:
@@ -230,7 +233,7 @@ class SteTern(Quantizer):
 
         return _with_gradient(ternary, _clipped(self.clip_value))(x)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             "threshold_value": self.threshold_value,
             "ternary_weight_networks": self.ternary_weight_networks,
@@ -256,14 +259,14 @@ class MagnitudeAwareSign(Quantizer):
     def __init__(self, clip_value: float | None = 1.0):
         self.clip_value = clip_value
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         values, scale = self.decompose(x)
         return values * scale
 
-    def decompose(self, kernel):
+    def decompose(self, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
         return _with_gradient(_sign, _clipped(self.clip_value))(kernel), _unit_magnitude(kernel)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"clip_value": self.clip_value}
 
 
@@ -295,11 +298,11 @@ class ScaledSign(Quantizer):
     def __init__(self, centered: bool = False):
         self.centered = centered
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         values, scale = self.decompose(x)
         return values * scale
 
-    def decompose(self, kernel):
+    def decompose(self, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
         kernel = ops.convert_to_tensor(kernel)
         scale = ops.maximum(_unit_magnitude(kernel), self._smallest_scale)
         if self.centered:
@@ -311,7 +314,7 @@ class ScaledSign(Quantizer):
 
         return _with_gradient(_sign, gradient, scale)(kernel), scale
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"centered": self.centered}
 
 
@@ -335,13 +338,15 @@ class DoReFa(Quantizer):
     Source: Zhou et al., arXiv 1606.06160, section 2.3.
     """
 
+    precision: int
+
     def __init__(self, k_bit: int = 2, mode: str = "activations"):
         if mode not in ("activations", "weights"):
             raise ValueError(f"DoReFa has the modes 'activations' and 'weights'. Received: mode={mode!r}")
         self.precision = k_bit
         self.mode = mode
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         levels = 2**self.precision - 1
 
         def rounded(x):
@@ -360,7 +365,7 @@ class DoReFa(Quantizer):
         position = limited * factor + 0.5
         return 2.0 * _with_gradient(rounded, lambda x, upstream: upstream)(position) - 1.0
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"k_bit": self.precision, "mode": self.mode}
 
 
@@ -375,10 +380,10 @@ class NoOp(Quantizer):
     def __init__(self, precision: int):
         self.precision = precision
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return x
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"precision": self.precision}
 
 
@@ -388,7 +393,7 @@ class FrozenSign(Quantizer):
 
     precision = 1
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return x
 
 
@@ -411,18 +416,18 @@ class ElasticBinarizer(keras.layers.Layer):
     precision = 1
     smallest_clip = 1e-5
 
-    def __init__(self, initial_clip: float = 0.005, **kwargs):
+    def __init__(self, initial_clip: float = 0.005, **kwargs: Any):
         if not initial_clip > 0:
             raise ValueError(f"initial_clip must be positive. Received: initial_clip={initial_clip}")
         super().__init__(**kwargs)
         self.initial_clip = initial_clip
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.clip = self.add_weight(
             name="clip", shape=(), initializer=keras.initializers.Constant(self.initial_clip), autocast=False
         )
 
-    def decompose(self, probabilities):
+    def decompose(self, probabilities: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns `(bits, clip)`: `bits`, 0 or 1, in the probabilities' shape and float32, and the scalar `clip`.
 
         Their product is the layer's output, and its gradients are those stated above.
@@ -443,14 +448,14 @@ class ElasticBinarizer(keras.layers.Layer):
 
         return bits(ops.cast(probabilities, "float32"), clip), clip
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         bits, clip = self.decompose(inputs)
         return ops.cast(bits * clip, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "initial_clip": self.initial_clip}
 
 
@@ -466,13 +471,13 @@ class LarqQuantizer(Quantizer):
         ValueError: Larq has no quantiser of that name.
     """
 
-    def __init__(self, quantizer):
+    def __init__(self, quantizer: str | dict | Callable[[Tensor], Tensor]):
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
                 f"Larq's quantisers run on TensorFlow only; the Keras backend is {keras.backend.backend()!r}. "
                 "Use the quantiser of the same name from keras_binaryvit.quantizers: it is equal in value and gradient."
             )
-        self.quantizer = self._from_larq(quantizer) if isinstance(quantizer, str | dict) else quantizer
+        self.quantizer: Any = self._from_larq(quantizer) if isinstance(quantizer, str | dict) else quantizer
         self.precision = getattr(self.quantizer, "precision", None)
 
     @staticmethod
@@ -491,15 +496,15 @@ class LarqQuantizer(Quantizer):
         except (ValueError, TypeError) as error:
             raise ValueError(f"Larq has no quantiser {identifier!r}: {error}") from error
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return self.quantizer(x)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = {"class_name": type(self.quantizer).__name__, "config": self.quantizer.get_config()}
         return {"quantizer": config}
 
 
-def get(identifier) -> Quantizer | None:
+def get(identifier: QuantizerLike) -> Quantizer | Callable[[Tensor], Tensor] | None:
     """Returns the quantiser that `identifier` stands for.
 
     Args:
@@ -533,11 +538,11 @@ def get(identifier) -> Quantizer | None:
     )
 
 
-def is_one_bit(quantizer) -> bool:
+def is_one_bit(quantizer: QuantizerLike) -> bool:
     """Returns whether the values of `quantizer` have one bit. `NoOp` only marks a variable: its values are real."""
     return getattr(quantizer, "precision", None) == 1 and not isinstance(quantizer, NoOp)
 
 
-def serialize(quantizer) -> dict | None:
+def serialize(quantizer: QuantizerLike) -> dict | None:
     """Returns the serialised form that `get` reads."""
     return keras.saving.serialize_keras_object(quantizer)

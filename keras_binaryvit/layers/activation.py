@@ -1,8 +1,11 @@
 """Shift and RPReLU: learnable thresholds before a sign and around a slope."""
 
+from typing import Any
+
 import keras
 
 from keras_binaryvit.layers import channelwise
+from keras_binaryvit.typing import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -14,13 +17,13 @@ class Shift(keras.layers.Layer):
     Source: Liu et al. (ReActNet), arXiv 2003.03488, section 4.2.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.shift = self.add_weight(name="shift", shape=(input_shape[-1],), initializer="zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return channelwise.add(inputs, self.shift)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -36,11 +39,11 @@ class RPReLU(keras.layers.Layer):
     Source: Liu et al. (ReActNet), arXiv 2003.03488, eq. 5.
     """
 
-    def __init__(self, initial_slope: float = 0.25, **kwargs):
+    def __init__(self, initial_slope: float = 0.25, **kwargs: Any):
         super().__init__(**kwargs)
         self.initial_slope = initial_slope
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         shape = (input_shape[-1],)
         self.input_shift = self.add_weight(name="input_shift", shape=shape, initializer="zeros")
         self.slope = self.add_weight(
@@ -48,11 +51,11 @@ class RPReLU(keras.layers.Layer):
         )
         self.output_shift = self.add_weight(name="output_shift", shape=shape, initializer="zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return channelwise.rprelu(inputs, self.input_shift, self.slope, self.output_shift)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "initial_slope": self.initial_slope}

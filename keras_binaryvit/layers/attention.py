@@ -1,5 +1,7 @@
 """BinarySelfAttention: multi-head self-attention over the positions of a map, with 1-bit q, k, v and probabilities."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -9,6 +11,7 @@ from keras_binaryvit.layers.checks import map_shape, positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import BinaryProjection
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -44,10 +47,10 @@ class BinarySelfAttention(keras.layers.Layer):
         self,
         num_heads: int = 1,
         reduction: int = 1,
-        input_quantizer="approx_sign",
-        kernel_quantizer="centered_scaled_sign",
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
         binary_probabilities: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.binary_probabilities = binary_probabilities
@@ -56,7 +59,7 @@ class BinarySelfAttention(keras.layers.Layer):
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         height, width, channels = map_shape(self, input_shape)
         if channels % self.num_heads:
             raise ValueError(
@@ -98,12 +101,14 @@ class BinarySelfAttention(keras.layers.Layer):
         ):
             layer.build(input_shape)
 
-    def call(self, inputs, training=None, return_attention_scores=False):
+    def call(
+        self, inputs: Tensor, training: bool | None = None, return_attention_scores: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         context, attention = self.context(inputs, training=training)
         outputs = self.output_projection(context, training=training)
         return (outputs, attention) if return_attention_scores else outputs
 
-    def context(self, inputs, training=None):
+    def context(self, inputs: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Returns what the output projection reads, in the inputs' shape, and the binarised probabilities."""
         _, height, width, channels = inputs.shape
         keys_from = inputs
@@ -123,7 +128,7 @@ class BinarySelfAttention(keras.layers.Layer):
         context = self.context_activation(self._add_upsampled(context, key + value))
         return context, bits * clip
 
-    def probabilities(self, query, key):
+    def probabilities(self, query: Tensor, key: Tensor) -> Tensor:
         """Returns the softmax of the binary scores, `(batch, heads, queries, keys)`, of the maps `query` and `key`."""
         queries, keys = self._heads(self.query_shift(query)), self._heads(self.key_shift(key))
         # Not as an einsum: XLA's comes out transposed, and every use of it transposes it back.
@@ -148,10 +153,12 @@ class BinarySelfAttention(keras.layers.Layer):
         reduced = ops.reshape(reduced, (-1, 1, width // r, 1, channels))
         return ops.reshape(squares + reduced, (-1, height, width, channels))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
+    def compute_output_spec(
+        self, inputs: Tensor, training: bool | None = None, return_attention_scores: bool = False
+    ) -> keras.KerasTensor | tuple[keras.KerasTensor, keras.KerasTensor]:
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_attention_scores:
             return outputs
@@ -160,7 +167,7 @@ class BinarySelfAttention(keras.layers.Layer):
         shape = (batch, self.num_heads, positions, positions // self.reduction**2)
         return outputs, keras.KerasTensor(shape, "float32")
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,

@@ -1,5 +1,7 @@
 """BinaryTransformerBlock: attention, feed-forward and pooling branches around two real-valued shortcuts."""
 
+from typing import Any
+
 import keras
 
 from keras_binaryvit import quantizers
@@ -9,6 +11,7 @@ from keras_binaryvit.layers.feed_forward import BinaryFeedForward
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import MultiBranchAveragePooling
 from keras_binaryvit.layers.rematerialization import rematerialized
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -45,13 +48,13 @@ class BinaryTransformerBlock(keras.layers.Layer):
         reduction: int = 1,
         expansion: int = 4,
         drop_path_rate: float = 0.0,
-        input_quantizer="approx_sign",
-        kernel_quantizer="centered_scaled_sign",
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
         branches: bool = True,
         affine: bool = True,
         binary_probabilities: bool = True,
         remat: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         arguments = {
@@ -78,7 +81,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
             drop_path_rate, noise_shape=(None, 1, 1, 1), dtype=self.dtype_policy, name="drop_path"
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         for layer in (
             self.attention_norm,
             self.attention,
@@ -92,7 +95,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
             if layer is not None:
                 layer.build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self.remat and training:
             return rematerialized(self, lambda x: self._outputs(x, training=True), inputs)
         return self._outputs(inputs, training)
@@ -103,12 +106,12 @@ class BinaryTransformerBlock(keras.layers.Layer):
         h = self.feed_forward_norm(x, training=training)
         f = self.feed_forward_affine(self.feed_forward(h, training=training))
         x = x + self.drop_path(f, training=training)
-        return x + self.branches(h) if self.has_branches else x
+        return x if self.branches is None else x + self.branches(h)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "num_heads": self.attention.num_heads,

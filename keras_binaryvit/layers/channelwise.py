@@ -5,11 +5,15 @@ differentiation writes into a strided loop; as a product with a row of ones it i
 the true sum.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
+from keras_binaryvit.typing import Tensor
 
-def channel_sum(x):
+
+def channel_sum(x: Tensor) -> Tensor:
     """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32."""
     x = ops.cast(x, "float32")
     if len(x.shape) > 2:
@@ -19,7 +23,7 @@ def channel_sum(x):
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
 
 
-def batch_mean(sums, x):
+def batch_mean(sums: Tensor, x: Tensor) -> Tensor:
     """Returns the means of per-channel quantities over the global batch, and its number of positions, in float32.
 
     `sums` are theirs over all positions of `x`, `(..., channels)`. In `keras.distribution` that is the global batch. In
@@ -35,7 +39,7 @@ def batch_mean(sums, x):
     return sums / count, count
 
 
-def custom_gradient(function):
+def custom_gradient(function: Callable[..., tuple[Tensor, Callable]]) -> Callable[..., Tensor]:
     """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too."""
 
     @ops.custom_gradient
@@ -49,21 +53,21 @@ def custom_gradient(function):
         return value, grad
 
     def of_anything(*args):
-        args = [ops.convert_to_tensor(a) for a in args]
+        tensors = [ops.convert_to_tensor(a) for a in args]
         # TensorFlow's custom gradients take no variables.
-        return of_tensors(*(ops.copy(a) if hasattr(a, "assign") else a for a in args))
+        return of_tensors(*(ops.copy(a) if hasattr(a, "assign") else a for a in tensors))
 
     return of_anything
 
 
 @custom_gradient
-def add(x, shift):
+def add(x: Tensor, shift: Tensor) -> tuple[Tensor, Callable]:
     """Returns `x + shift`."""
     return x + shift, lambda upstream: (upstream, channel_sum(upstream))
 
 
 @custom_gradient
-def affine(x, scale, shift):
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Callable]:
     """Returns `x * scale + shift`."""
 
     def gradient(upstream):
@@ -73,7 +77,7 @@ def affine(x, scale, shift):
 
 
 @custom_gradient
-def rprelu(x, input_shift, slope, output_shift):
+def rprelu(x: Tensor, input_shift: Tensor, slope: Tensor, output_shift: Tensor) -> tuple[Tensor, Callable]:
     """Returns `PReLU(x - input_shift) + output_shift` with `slope` for values below 0."""
 
     def gradient(upstream):
@@ -87,7 +91,7 @@ def rprelu(x, input_shift, slope, output_shift):
 
 
 @custom_gradient
-def normalize(x, mean, deviation, gamma, beta):
+def normalize(x: Tensor, mean: Tensor, deviation: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Callable]:
     """Returns `(x - mean) / deviation * gamma + beta` for the global batch's `mean` and standard `deviation` of `x`.
 
     The gradient to `x` counts its ways through the mean and the deviation; these two get none. Those to `gamma` and

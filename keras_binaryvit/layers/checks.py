@@ -1,9 +1,15 @@
 """Checks of arguments and shapes that several layers share; each names the value that is wrong."""
 
 import operator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_binaryvit.typing import Shape
 
 
-def positive_integer(name: str, value) -> int:
+def positive_integer(name: str, value: Any) -> int:
     """Returns `value` as an `int`.
 
     Raises:
@@ -18,7 +24,7 @@ def positive_integer(name: str, value) -> int:
     return integer
 
 
-def map_shape(layer, input_shape) -> tuple[int, int, int]:
+def map_shape(layer: keras.Layer, input_shape: Shape) -> tuple[int, int, int]:
     """Returns height, width and channels of the map that `layer` is built for.
 
     Raises:
@@ -32,7 +38,7 @@ def map_shape(layer, input_shape) -> tuple[int, int, int]:
     return tuple(input_shape[1:])
 
 
-def checked_image_shape(image_shape) -> tuple[int, int, int]:
+def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns `image_shape` as `(height, width, channels)`.
 
     Raises:

@@ -1,10 +1,13 @@
 """BinaryFeedForward: two binary projections, wide and back."""
 
+from typing import Any
+
 import keras
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.projection import BinaryProjection
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -22,14 +25,18 @@ class BinaryFeedForward(keras.layers.Layer):
     """
 
     def __init__(
-        self, expansion: int = 4, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs
+        self,
+        expansion: int = 4,
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.expansion = positive_integer("expansion", expansion)
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = positive_integer("channels", input_shape[-1])
         arguments = {
             "input_quantizer": self.input_quantizer,
@@ -41,13 +48,13 @@ class BinaryFeedForward(keras.layers.Layer):
         self.expand.build(input_shape)
         self.reduce.build(self.expand.compute_output_shape(input_shape))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.reduce(self.expand(inputs, training=training), training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "expansion": self.expansion,

@@ -1,9 +1,12 @@
 """BatchNorm: batch normalisation with PyTorch's running variance."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_binaryvit.layers.channelwise import batch_mean, channel_sum, normalize
+from keras_binaryvit.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -25,7 +28,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         ValueError: `axis` isn't the last one, or `center`, `scale`, `renorm` or `synchronized` differ from the default.
     """
 
-    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
         if self.axis != -1 or not (self.center and self.scale) or self.renorm or self.synchronized:
             raise ValueError(
@@ -35,7 +38,7 @@ class BatchNorm(keras.layers.BatchNormalization):
                 f"synchronized={self.synchronized}"
             )
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         if not (training and self.trainable):
             return super().call(inputs, training=False, mask=mask)
         x = ops.cast(inputs, "float32")

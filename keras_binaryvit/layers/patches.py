@@ -1,5 +1,7 @@
 """PatchEmbedding and PatchMerging: from an image to the first map, and from a map to a smaller and wider one."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -10,6 +12,7 @@ from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.layers.quant_dense import QuantConv2D
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 def _check_sides(layer, input_shape, side):
@@ -49,14 +52,16 @@ class PatchEmbedding(keras.layers.Layer):
     Source: BinaryViT, arXiv 2306.16678, section 3.4; without norm ViT, arXiv 2010.11929, eq. 1.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int = 4, norm: bool = True, class_token: bool = False, **kwargs):
+    def __init__(
+        self, embed_dim: int, patch_size: int = 4, norm: bool = True, class_token: bool = False, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.patch_size = positive_integer("patch_size", patch_size)
         self.has_norm = norm
         self.has_class_token = class_token
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _check_sides(self, input_shape, self.patch_size)
         limit = (self.patch_size**2 * input_shape[-1]) ** -0.5
         self.convolution = keras.layers.Conv2D(
@@ -81,7 +86,7 @@ class PatchEmbedding(keras.layers.Layer):
                 initializer=keras.initializers.RandomNormal(stddev=1e-6),
             )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = self.convolution(inputs)
         if self.has_norm:
             x = self.norm(x, training=training)
@@ -93,14 +98,14 @@ class PatchEmbedding(keras.layers.Layer):
         token = ops.pad(ops.convert_to_tensor(self.class_token), ((0, positions), (0, 0), (0, 0)))
         return patches + (token + self.position_embedding)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         height, width = height // self.patch_size, width // self.patch_size
         if self.has_class_token:
             height, width = 1 + height * width, 1
         return batch, height, width, self.embed_dim
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "embed_dim": self.embed_dim,
@@ -135,9 +140,9 @@ class PatchMerging(keras.layers.Layer):
         self,
         embed_dim: int,
         binary: bool = True,
-        input_quantizer="approx_sign",
-        kernel_quantizer="scaled_sign",
-        **kwargs,
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "scaled_sign",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
@@ -145,7 +150,7 @@ class PatchMerging(keras.layers.Layer):
         self.input_quantizer = quantizers.get(input_quantizer)
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _check_sides(self, input_shape, 2)
         channels = input_shape[-1]
         output_shape = self.compute_output_shape(input_shape)
@@ -178,7 +183,7 @@ class PatchMerging(keras.layers.Layer):
             self.activation.build(output_shape)
         self.position_embedding = _add_position_embedding(self, output_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         inputs = self.input_norm(inputs, training=training)
         merged = self.norm(self.convolution(self.shift(inputs) if self.binary else inputs), training=training)
         if self.binary:
@@ -187,11 +192,11 @@ class PatchMerging(keras.layers.Layer):
             merged = self.activation(merged + ops.concatenate([pooled] * copies, axis=-1))
         return merged + self.position_embedding
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         return batch, height // 2, width // 2, self.embed_dim
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "embed_dim": self.embed_dim,

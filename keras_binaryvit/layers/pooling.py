@@ -1,14 +1,18 @@
 """Average pooling: of squares that don't overlap, and MultiBranchAveragePooling, over several windows."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_binaryvit.layers.affine import ResidualAffine
 from keras_binaryvit.layers.channelwise import custom_gradient
 from keras_binaryvit.layers.checks import map_shape
+from keras_binaryvit.typing import Shape, Tensor
 
 
-def average_pool(x, size):
+def average_pool(x: Tensor, size: int) -> Tensor:
     """Returns the mean of each square of `size` x `size` positions of the map `x`; `size` must divide its sides."""
 
     @custom_gradient
@@ -37,7 +41,7 @@ class MultiBranchAveragePooling(keras.layers.Layer):
     Source: BinaryViT, arXiv 2306.16678, section 3.2.
     """
 
-    def __init__(self, windows=((3, 1), (1, 3), (5, 1), (1, 5)), **kwargs):
+    def __init__(self, windows: Sequence[tuple[int, int]] = ((3, 1), (1, 3), (5, 1), (1, 5)), **kwargs: Any):
         super().__init__(**kwargs)
         self.windows = tuple(tuple(window) for window in windows)
         for window in self.windows:
@@ -45,12 +49,12 @@ class MultiBranchAveragePooling(keras.layers.Layer):
                 raise ValueError(f"A window is (height, width) of odd positive integers. Received: windows={windows}")
         self.affines = [ResidualAffine(0.0, dtype=self.dtype_policy, name=f"affine_{h}x{w}") for h, w in self.windows]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         map_shape(self, input_shape)
         for affine in self.affines:
             affine.build(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = 0
         for (height, width), affine in zip(self.windows, self.affines, strict=True):
             # Padded by hand: Keras' own "same" padding leaves the zeros out of the mean.
@@ -60,8 +64,8 @@ class MultiBranchAveragePooling(keras.layers.Layer):
             outputs = outputs + affine(pooled)
         return outputs
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "windows": self.windows}

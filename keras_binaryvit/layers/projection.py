@@ -1,5 +1,7 @@
 """BinaryProjection: the binary dense layer with the real-valued shortcut around it."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -8,9 +10,10 @@ from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.quant_dense import QuantDense
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
-def kernel_initializer():
+def kernel_initializer() -> keras.initializers.Initializer:
     """Returns U(+-1 / sqrt(fan_in)), what the authors' kernels start from."""
     return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
 
@@ -36,7 +39,13 @@ class BinaryProjection(keras.layers.Layer):
     Source: BinaryViT, arXiv 2306.16678, sections 2 and 3, and the authors' code.
     """
 
-    def __init__(self, units: int, input_quantizer="approx_sign", kernel_quantizer="centered_scaled_sign", **kwargs):
+    def __init__(
+        self,
+        units: int,
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.units = positive_integer("units", units)
         self.shift = Shift(dtype=self.dtype_policy, name="shift")
@@ -52,7 +61,7 @@ class BinaryProjection(keras.layers.Layer):
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
         self.activation = RPReLU(dtype=self.dtype_policy, name="activation")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = positive_integer("channels", input_shape[-1])
         if channels % self.units and self.units % channels:
             raise ValueError(
@@ -65,7 +74,7 @@ class BinaryProjection(keras.layers.Layer):
         self.norm.build(output_shape)
         self.activation.build(output_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = self.norm(self.dense(self.shift(inputs)), training=training)
         return self.activation(self._add_shortcut(outputs, inputs))
 
@@ -81,10 +90,10 @@ class BinaryProjection(keras.layers.Layer):
         copies = ops.reshape(outputs, (*leading, self.units // channels, channels))
         return ops.reshape(copies + ops.expand_dims(inputs, -2), (*leading, self.units))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "units": self.units,

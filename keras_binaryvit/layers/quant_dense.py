@@ -1,12 +1,16 @@
 """QuantDense and QuantConv2D: the only layers that own binarised kernels."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_binaryvit import constraints, quantizers
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
-class _QuantizedKernel:
+class _QuantizedKernel(keras.layers.Layer):
     """What both layers share: quantisers before a product, and how the product of their values is computed."""
 
     def _set_quantizers(self, input_quantizer, kernel_quantizer):
@@ -45,7 +49,7 @@ class _QuantizedKernel:
     def load_own_variables(self, store):
         keras.layers.Layer.load_own_variables(self, store)
 
-    def quantized_kernel(self):
+    def quantized_kernel(self) -> tuple[Tensor, Tensor | None]:
         """Returns `(values, scale)`: what the product is taken with, and the factor of each unit or `None`."""
         if self.is_frozen:
             return self.kernel, self.scale
@@ -106,12 +110,12 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
     def __init__(
         self,
         units: int,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
-        input_quantizer=None,
-        kernel_quantizer=None,
-        kernel_constraint=None,
-        **kwargs,
+        input_quantizer: QuantizerLike = None,
+        kernel_quantizer: QuantizerLike = None,
+        kernel_constraint: str | dict | Callable | None = None,
+        **kwargs: Any,
     ):
         self._set_quantizers(input_quantizer, kernel_quantizer)
         super().__init__(
@@ -122,14 +126,14 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
             **kwargs,
         )
 
-    def add_weight(self, shape=None, *args, name=None, **kwargs):
+    def add_weight(self, shape: Shape = (), *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         if name == "kernel" and self.is_frozen:
             # LCE has a binary convolution and no binary dense op, so a frozen layer is a convolution over positions;
             # a reshape between its kernel and the convolution would keep the converter from seeing a constant.
             shape = (1, 1, *shape)
         return super().add_weight(shape, *args, name=name, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = self._convolution(inputs) if self.is_frozen else self._quantized_product(_matmul, inputs)
         if self.use_bias:
             outputs = outputs + self.bias
@@ -174,19 +178,19 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
     def __init__(
         self,
         filters: int,
-        kernel_size,
-        strides=(1, 1),
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1),
         padding: str = "valid",
         pad_values: float = 0.0,
         data_format: str | None = None,
-        dilation_rate=(1, 1),
+        dilation_rate: int | Sequence[int] = (1, 1),
         groups: int = 1,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
-        input_quantizer=None,
-        kernel_quantizer=None,
-        kernel_constraint=None,
-        **kwargs,
+        input_quantizer: QuantizerLike = None,
+        kernel_quantizer: QuantizerLike = None,
+        kernel_constraint: str | dict | Callable | None = None,
+        **kwargs: Any,
     ):
         self._set_quantizers(input_quantizer, kernel_quantizer)
         super().__init__(
@@ -204,7 +208,7 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
         )
         self.pad_values = pad_values
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Returns the convolution of `inputs` with `kernel`, both already quantised."""
         padding = self.padding
         if padding == "same" and self.pad_values != 0:
@@ -223,18 +227,18 @@ class QuantConv2D(_QuantizedKernel, keras.layers.Conv2D):
         ]
         return ops.pad(inputs, paddings, constant_values=self.pad_values)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = self._quantized_product(self.convolution_op, inputs)
         if self.use_bias:
             bias_shape = (1, 1, 1, -1) if self.data_format == "channels_last" else (1, -1, 1, 1)
             outputs = outputs + ops.reshape(self.bias, bias_shape)
         return outputs if self.activation is None else self.activation(outputs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "pad_values": self.pad_values}
 
 
-def same_padding(size, kernel_size, stride, dilation):
+def same_padding(size: Any, kernel_size: int, stride: int, dilation: int) -> tuple[Any, Any]:
     """Returns the values before and after a spatial axis that make `ceil(size / stride)` windows fit."""
     needed = (-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1
     total = max(needed - size, 0) if isinstance(size, int) else ops.maximum(needed - size, 0)

@@ -1,9 +1,13 @@
 """rematerialized: a part of a network whose intermediate results are computed again in the backward pass."""
 
+from collections.abc import Callable
+
 import keras
 
+from keras_binaryvit.typing import Tensor
 
-def rematerialized(layer, function, inputs):
+
+def rematerialized(layer: keras.Layer, function: Callable, inputs: Tensor) -> Tensor:
     """Returns `function(inputs)`, for the gradients of which nothing but the inputs is kept.
 
     `keras.RematScope` does that for layers without state only: on TensorFlow and JAX it fails where a variable is

@@ -22,7 +22,7 @@ class PresetModel(keras.Model):
     trained: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def from_preset(cls: type[Model], preset: str, **overrides) -> Model:
+    def from_preset(cls: type[Model], preset: str, **overrides: Any) -> Model:
         """Creates a model from a named architecture, trained if the preset has weights (`trained`).
 
         Args:
@@ -44,7 +44,7 @@ class PresetModel(keras.Model):
         return model
 
     @classmethod
-    def from_config(cls: type[Model], config: dict, custom_objects=None) -> Model:
+    def from_config(cls: type[Model], config: dict, custom_objects: dict | None = None) -> Model:
         """Creates the model from `get_config()`."""
         config = dict(config)
         if isinstance(config.get("dtype"), dict):

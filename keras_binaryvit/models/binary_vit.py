@@ -1,11 +1,15 @@
 """BinaryViT: the pyramid of binary transformer blocks, and its presets."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbedding, PatchMerging
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.models.base import PresetModel, classification_head
+from keras_binaryvit.typing import QuantizerLike
 
 _SMALL = {
     "image_shape": (224, 224, 3),
@@ -83,22 +87,22 @@ class BinaryViT(PresetModel):
 
     def __init__(
         self,
-        image_shape=(224, 224, 3),
+        image_shape: Sequence[int] = (224, 224, 3),
         num_classes: int = 1000,
         patch_size: int = 4,
-        embed_dims=(64, 128, 256, 512),
-        depths=(3, 4, 8, 4),
-        num_heads=(1, 2, 4, 8),
-        reductions=(8, 4, 1, 1),
-        expansions=(8, 8, 4, 4),
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (3, 4, 8, 4),
+        num_heads: Sequence[int] = (1, 2, 4, 8),
+        reductions: Sequence[int] = (8, 4, 1, 1),
+        expansions: Sequence[int] = (8, 8, 4, 4),
         binary_patch_merging: bool = True,
         drop_path_rate: float = 0.0,
-        input_quantizer="approx_sign",
-        kernel_quantizer="centered_scaled_sign",
-        conv_kernel_quantizer="scaled_sign",
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
+        conv_kernel_quantizer: QuantizerLike = "scaled_sign",
         binary_probabilities: bool = True,
         remat: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         stages = {
             "embed_dims": tuple(embed_dims),

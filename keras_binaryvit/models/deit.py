@@ -1,11 +1,15 @@
 """DeiT: the real-valued vision transformer that teaches the binary ones, and its presets."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import layers, ops
 
 from keras_binaryvit.layers import PatchEmbedding
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.models.base import PresetModel, classification_head
+from keras_binaryvit.typing import Tensor
 
 _SMALL = {
     "image_shape": (224, 224, 3),
@@ -26,7 +30,7 @@ PRESETS = {
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-def exact_gelu(x):
+def exact_gelu(x: Tensor) -> Tensor:
     """Returns `x * Phi(x)`, Phi being the normal distribution's, in the form that TFLite has an op for.
 
     Keras' own, on TensorFlow, is written with erfc, which the converters leave as an op that no TFLite runtime has.
@@ -61,7 +65,7 @@ class DeiT(PresetModel):
 
     def __init__(
         self,
-        image_shape=(224, 224, 3),
+        image_shape: Sequence[int] = (224, 224, 3),
         num_classes: int = 1000,
         patch_size: int = 16,
         embed_dim: int = 384,
@@ -69,7 +73,7 @@ class DeiT(PresetModel):
         num_heads: int = 6,
         expansion: int = 4,
         drop_path_rate: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         image_shape = checked_image_shape(image_shape)
         depth = positive_integer("depth", depth)

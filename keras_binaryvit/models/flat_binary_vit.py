@@ -1,5 +1,8 @@
 """FlatBinaryViT: a binary vision transformer of DeiT's shape, and the paper's ablation rows as its presets."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_binaryvit import quantizers
@@ -7,6 +10,7 @@ from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbed
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.models import deit
 from keras_binaryvit.models.base import PresetModel, classification_head
+from keras_binaryvit.typing import QuantizerLike
 
 _SMALL = deit.PRESETS["deit_small"]
 
@@ -58,7 +62,7 @@ class FlatBinaryViT(PresetModel):
 
     def __init__(
         self,
-        image_shape=(224, 224, 3),
+        image_shape: Sequence[int] = (224, 224, 3),
         num_classes: int = 1000,
         patch_size: int = 16,
         embed_dim: int = 384,
@@ -69,11 +73,11 @@ class FlatBinaryViT(PresetModel):
         branches: bool = True,
         affine: bool = True,
         drop_path_rate: float = 0.0,
-        input_quantizer="approx_sign",
-        kernel_quantizer="centered_scaled_sign",
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
         binary_probabilities: bool = True,
         remat: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         if class_token and branches:
             raise ValueError(
