@@ -488,7 +488,7 @@ class LarqQuantizer(Quantizer):
             legacy = os.environ.get("TF_USE_LEGACY_KERAS")
             raise RuntimeError(
                 f"Larq can't be imported ({type(error).__name__}: {error}). It needs `pip install "
-                "'keras-binaryvit[tensorflow]'` and the environment variable TF_USE_LEGACY_KERAS=1, set before "
+                "'keras-binaryvit[larq]'` and the environment variable TF_USE_LEGACY_KERAS=1, set before "
                 f"TensorFlow is imported (now: {legacy!r}). keras_binaryvit.quantizers needs neither."
             ) from error
         try:

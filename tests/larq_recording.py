@@ -4,7 +4,6 @@ Larq needs Keras 2 (`TF_USE_LEGACY_KERAS=1`), our tests Keras 3: they call `reco
 """
 
 import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -122,11 +121,7 @@ def layer_upstream(shape):
 
 @functools.cache
 def recording():
-    """Returns what `_record` computed, arrays by name; skips the test that calls it where Larq isn't installed."""
-    import pytest
-
-    if not (importlib.util.find_spec("larq") and importlib.util.find_spec("tf_keras")):
-        pytest.skip("Larq isn't installed: pip install larq tf-keras to compare with it")
+    """Returns what `_record` computed, arrays by name; the tests that call it are marked `needs_larq`."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "larq.npz")
         run_python(__file__, path)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from larq_recording import FLIPS, recording
+from requirements import needs_larq
 
 from keras_binaryvit.metrics import FlipRatio
 
@@ -20,6 +21,7 @@ def test_the_example():
     assert results(FlipRatio(), [(1, 1), (2, 2), (1, 2)]) == [0, 1, 0.75]
 
 
+@needs_larq
 @pytest.mark.parametrize("index", range(len(FLIPS)))
 def test_equals_larq(index):
     np.testing.assert_allclose(results(FlipRatio(), FLIPS[index]), recording()[f"flips{index}"], atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from larq_optimizers_recording import BOPS, gradients, recording, variables
+from requirements import needs_larq
 
 import keras_binaryvit as kb
 from keras_binaryvit.optimizers import AdamW, Bop, CaseOptimizer
@@ -48,6 +49,7 @@ def copied(optimizer):
 # --- Larq ---
 
 
+@needs_larq
 @pytest.mark.parametrize("index", range(len(BOPS)))
 def test_bop_equals_larq(index):
     arguments = {name: argument(value) for name, value in BOPS[index].items()}
@@ -65,6 +67,7 @@ def case_optimizer():
     )
 
 
+@needs_larq
 def test_case_optimizer_equals_larq():
     optimizer = case_optimizer()
     for step, weights in enumerate(trajectory(optimizer, keras_variables(5), gradients())):

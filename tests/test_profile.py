@@ -1,6 +1,5 @@
 """profile.summary against counts by hand, against Larq's own summary, and what it says of what it can't count."""
 
-import importlib.util
 import json
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from larq_recording import run_python
+from requirements import needs_larq
 
 import keras_binaryvit as kb
 
@@ -172,7 +172,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("larq"), reason="Larq isn't installed: pip install larq tf-keras")
+@needs_larq
 def test_larqs_own_summary():
     expected = json.loads(run_python("-c", LARQS_SUMMARY).splitlines()[-1])
     quantizers = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}

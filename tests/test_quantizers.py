@@ -9,6 +9,7 @@ import pytest
 from gradients import layer_gradients, value_and_gradient
 from keras import ops
 from larq_recording import INPUTS, QUANTIZERS, UPSTREAM, recording, run_python
+from requirements import needs_larq
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.quant_dense import QuantDense
@@ -79,6 +80,7 @@ def assert_close(actual, expected, share):
 # --- Larq ---
 
 
+@needs_larq
 @pytest.mark.parametrize("index", range(len(QUANTIZERS)), ids=[case_name(case) for case in QUANTIZERS])
 def test_equals_larq(index):
     name, arguments, inputs = QUANTIZERS[index]
@@ -384,8 +386,8 @@ def test_larq_without_its_flag():
 
 
 @starts_tensorflow
+@needs_larq
 def test_larq_objects_train_and_load(tmp_path):
-    recording()  # skips where there is no Larq
     run_python("-c", textwrap.dedent(TRAINS), str(tmp_path))
     run_python("-c", textwrap.dedent(LOADS), str(tmp_path))
 

@@ -1,7 +1,7 @@
 """convert and predict: the Larq Compute Engine's converter, and the interpreters of what it makes."""
 
 import collections
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -22,13 +22,21 @@ class ConversionError(RuntimeError):
 
 
 def _require_lce():
-    try:
-        return importlib.import_module("larq_compute_engine")
-    except ImportError as error:
+    """Checks that the Larq Compute Engine is installed, without importing it: that starts TensorFlow."""
+    if importlib.util.find_spec("larq_compute_engine") is None:
         raise ImportError(
-            "The Larq Compute Engine can't be imported; `pip install 'keras-binaryvit[lce]'` installs it on Linux "
-            f"x86-64 (Python 3.10 to 3.12). The error was: {error}"
-        ) from error
+            "Conversion and LCE's interpreter need the Larq Compute Engine, which has wheels for Python 3.11 and 3.12 "
+            "on 64-bit x86 Linux only: there, `pip install 'keras-binaryvit[lce]'` installs it."
+        )
+
+
+def _require_lces_interpreter():
+    _require_lce()
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # else it would complain of empty inputs
+        raise ImportError(
+            f"The Larq Compute Engine's interpreter was compiled for NumPy 1, and NumPy {np.__version__} is installed: "
+            "pip install 'numpy<2'."
+        )
 
 
 def convert(model: keras.Model, ops: str = "lce", float16_tables: bool = False) -> bytes:
@@ -50,6 +58,7 @@ def convert(model: keras.Model, ops: str = "lce", float16_tables: bool = False) 
         ConversionError: A binary layer didn't become a binary operator, or the converter failed.
         ImportError: The Larq Compute Engine isn't installed.
     """
+    _require_lce()
     frozen = freeze(model, ops)
     for tensor in frozen.inputs:
         if None in tensor.shape[1:]:
@@ -80,7 +89,8 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     Raises:
         ImportError: The Larq Compute Engine isn't installed.
     """
-    lce = _require_lce()
+    _require_lce()
+    import larq_compute_engine as lce
     import tensorflow as tf
 
     layers = fused_layers(frozen)
@@ -208,9 +218,11 @@ def lce_interpreter(flatbuffer: bytes, num_threads: int = 1):
     Raises:
         ValueError: These bytes are no TFLite flatbuffer.
         RuntimeError: It has operators that LCE doesn't know.
-        ImportError: The Larq Compute Engine isn't installed.
+        ImportError: The Larq Compute Engine isn't installed, or NumPy is newer than its interpreter takes.
     """
-    lce = _require_lce()
+    _require_lces_interpreter()
+    import larq_compute_engine as lce
+
     tflite.read(flatbuffer)  # LCE's interpreter crashes on bytes that are no flatbuffer
     return lce.testing.Interpreter(flatbuffer, num_threads=num_threads, use_indirect_bgemm=True, use_xnnpack=True)
 

@@ -15,16 +15,17 @@ from deploy_checks import functional, images, pyramid, sample_errors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from layer_checks import float64, numpy
+from requirements import needs_lce
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import fused, lce, rewrite, tflite
 from keras_binaryvit.deploy.half import with_float16_tables
 from keras_binaryvit.deploy.verify import first_difference
 
-pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
 flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
+pytestmark = needs_lce
 
 try:
     import binaryvit_runtime

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from requirements import needs_lce
 from test_tflite import build
 
 import keras_binaryvit as kb
@@ -230,13 +231,13 @@ def test_the_papers_network_has_3_6_g_binary_multiply_adds():
 
 @pytest.fixture(scope="module")
 def converted():
-    pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("conversion needs the TensorFlow backend")
     model = kb.BinaryViT((16, 16, 3), 5, 2, (16, 32), (1, 1), num_heads=(1, 2), reductions=(2, 1), expansions=(2, 2))
     return model, kb.deploy.convert(model)
 
 
+@needs_lce
 def test_of_a_converted_model(converted):
     model, flatbuffer = converted
     inspection = inspect(flatbuffer)
@@ -250,6 +251,7 @@ def test_of_a_converted_model(converted):
     assert binary == {"block_0", "block_1", "patch_merging_1"}
 
 
+@needs_lce
 def test_plus_ones_are_those_of_the_kernels(converted):
     model, flatbuffer = converted
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
@@ -259,6 +261,7 @@ def test_plus_ones_are_those_of_the_kernels(converted):
     assert total.kernel_plus_ones == sum(np.sum(kernel > 0) for kernel in kernels)
 
 
+@needs_lce
 def test_damage_to_a_converted_model(converted):
     _, flatbuffer = converted
     rng = np.random.default_rng(0)

@@ -10,13 +10,14 @@ import parity
 import pytest
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
+from requirements import needs_lce
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.freeze import binary_layers
 
-pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
+pytestmark = needs_lce
 
 TO_LCE = Path(__file__).parents[2] / "converters" / "to_lce.py"
 BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
@@ -203,12 +204,6 @@ def test_wrong_arguments(model, flatbuffer, x):
     dynamic = keras.Model(unknown, layers.Conv2D(2, 3)(unknown))
     with pytest.raises(ValueError, match="must be known"):
         kb.deploy.convert(dynamic)
-
-
-def test_without_lce(model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "larq_compute_engine", None)
-    with pytest.raises(ImportError, match=r"keras-binaryvit\[lce\]"):
-        kb.deploy.convert(model)
 
 
 def to_lce(*arguments):

@@ -9,6 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from requirements import needs_lce
 from test_inspect import options
 from test_tflite import build
 
@@ -110,6 +111,7 @@ def interpreters(monkeypatch):
 
     lce = types.SimpleNamespace(testing=types.SimpleNamespace(Interpreter=interpreter("lce")))
     monkeypatch.setitem(sys.modules, "larq_compute_engine", lce)
+    monkeypatch.setattr("keras_binaryvit.deploy.lce._require_lces_interpreter", lambda: None)
     monkeypatch.setitem(sys.modules, "binaryvit_runtime", types.SimpleNamespace(Interpreter=interpreter("runtime")))
     return calls
 
@@ -287,8 +289,8 @@ def test_shares_of_inputs(model):
     np.testing.assert_array_equal(model.predict(images, verbose=0), before)
 
 
+@needs_lce
 def test_of_a_converted_model(tmp_path):
-    pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("conversion needs the TensorFlow backend")
     inputs = keras.Input((8, 8, 3))

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 from deploy_checks import randomize
+from requirements import needs_lce
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.verify import first_difference
 
-pytest.importorskip("larq_compute_engine", reason="the Larq Compute Engine isn't installed")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("LCE's interpreter is compared with the TensorFlow backend", allow_module_level=True)
+pytestmark = needs_lce
 
 ARGUMENTS = {
     "image_shape": (16, 16, 3),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 from larq_recording import LAYERS, layer_arrays, layer_upstream, recording
+from requirements import needs_larq
 
 from keras_binaryvit import constraints, quantizers
 from keras_binaryvit.layers import quant_dense
@@ -46,6 +47,7 @@ def assert_close(actual, expected, share):
 # --- Larq ---
 
 
+@needs_larq
 @pytest.mark.parametrize("index", range(len(LAYERS)), ids=[case_name(case) for case in LAYERS])
 def test_equals_larq(index):
     name, arguments, shape = LAYERS[index]
