@@ -1,44 +1,60 @@
-# `make quickstart` and `make test` set up all they need in a virtual environment of their own.
+# `make quickstart`, `make check` and `make test` set up all they need in a virtual environment: .venv, or for a PYTHON
+# that is asked for one with its version, such as .venv-3.13.
 PYTHON ?= python3
-VENV ?= .venv
+ifndef VENV
+ifeq ($(origin PYTHON),file)
+VENV := .venv
+else
+VENV := .venv-$(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+endif
+endif
+export VENV
 BIN := $(VENV)/bin
+# What pip warns of would bury what fails.
+INSTALL := $(BIN)/python -m pip install -qq
+# PyPI's PyTorch for x86-64 Linux is a build for CUDA of several GB, which no other name than this can bring.
+TORCH := torch==2.13.0$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),+cpu)
 
-.PHONY: quickstart test lint format bench wheels clean
+.PHONY: quickstart check test lint format bench wheels clean
 .DEFAULT_GOAL := quickstart
 
-$(VENV)/.examples: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[examples]'
+$(BIN)/python:
+	"$(PYTHON)" -m venv "$(VENV)"
+	$(INSTALL) --upgrade pip
+
+$(VENV)/.examples: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[examples]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.examples
-	$(BIN)/pip install --quiet -e '.[test]'
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[test]'
 	touch $@
 
 $(VENV)/.runtime: $(VENV)/.test $(wildcard runtime/*.* runtime/include/* runtime/src/* runtime/python/*/*.py)
-	$(BIN)/pip install --quiet './runtime[test]'
+	$(INSTALL) './runtime[test]'
+	touch $@
+
+# Where there is no such build, the tests on PyTorch are skipped, unless one was installed by hand.
+$(VENV)/.torch: | $(VENV)/.test
+	$(BIN)/python -c 'import torch' 2> /dev/null || $(INSTALL) '$(TORCH)' 2> /dev/null || true
 	touch $@
 
 quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --resume
 
-lint: $(VENV)/.test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+# What to run before a commit; `make test` is the whole.
+check: $(VENV)/.test
+	$(BIN)/python tools/run_tests.py lint types fast
 
-test: lint $(VENV)/.runtime
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/layers tests/models tests/test_quantizers.py tests/checkpoints
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(addprefix tests/deploy/test_,fold.py freeze.py inference.py lower.py)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 tests/test_optimizers.py \
-		$(addprefix tests/training/test_,losses.py distiller.py monitoring.py checkpoints.py)
-	cd runtime && $(abspath $(BIN))/python -m pytest -n 2
+test: $(VENV)/.test $(VENV)/.torch
+	$(BIN)/python tools/run_tests.py
+
+lint: $(VENV)/.test
+	$(BIN)/python tools/run_tests.py lint types
 
 format: $(VENV)/.test
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 bench: $(VENV)/.runtime
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
@@ -49,11 +65,9 @@ bench: $(VENV)/.runtime
 	$(BIN)/python tests/bench_runtime.py
 
 # binaryvit-runtime for x86-64 and 64-bit ARM.
-wheels:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+wheels: | $(BIN)/python
 	PYTHON=$(BIN)/python runtime/wheels.sh dist
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-* $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
