@@ -6,8 +6,11 @@ from typing import Any, TypeAlias
 # A tensor of any backend, a `keras.KerasTensor`, a variable, or an array.
 Tensor: TypeAlias = Any
 
-# With the batch. A size is an integer, or None where it isn't known; most code needs one that is.
+# A size is an integer, or `None` where it isn't known. `Any`, because most code needs sizes that are known.
 Shape: TypeAlias = tuple[Any, ...]
+
+# The logs that Keras passes to callbacks: a dictionary. `Any`, because their default is `None`.
+Logs: TypeAlias = Any
 
 # Whatever `quantizers.get` takes.
 QuantizerLike: TypeAlias = str | dict | Callable[[Tensor], Tensor] | None

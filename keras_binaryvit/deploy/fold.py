@@ -30,11 +30,11 @@ def fold(graph: Graph) -> Graph:
 
 
 class _Folding:
-    def __init__(self, graph):
+    def __init__(self, graph: Graph):
         self._graph = graph
-        self._done = []
+        self._done: list[Node] = []
         # What reads each node, with the reading node; `None` reads the outputs.
-        self._reads = {node: [] for node in graph.nodes}
+        self._reads: dict[Node, list[tuple[Edge, Node | None]]] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
             for edge in node.inputs:
                 self._reads[edge.node].append((edge, node))
@@ -159,6 +159,8 @@ class _Folding:
 
     def _insert(self, node, group, what):
         channels = node.shape[-1]
+        kind: type
+        options: dict
         if what == "scale":
             scale = np.broadcast_to(group[0][0].scale, (channels,))
             constants = {"kernel": scale, "bias": np.zeros(channels)}
@@ -293,7 +295,7 @@ def _scale_outputs(node, scale):
 
 
 def _grouped(reads, key):
-    groups = []
+    groups: list[list] = []
     for read in reads:
         for group in groups:
             if np.array_equal(np.asarray(key(group[0][0])), np.asarray(key(read[0]))):

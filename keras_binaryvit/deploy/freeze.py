@@ -141,8 +141,11 @@ def _copy_weights(source, target):
                 f"The layer {layer.path!r} can't be frozen: the layer that holds it must take its kernel quantiser as "
                 "an argument `kernel_quantizer` and return it from get_config()."
             )
-    pairs = zip(_quantized(source), _quantized(target), strict=True)
-    pairs = [(trained, frozen) for trained, frozen in pairs if frozen.is_frozen and not trained.is_frozen]
+    pairs = [
+        (trained, frozen)
+        for trained, frozen in zip(_quantized(source), _quantized(target), strict=True)
+        if frozen.is_frozen and not trained.is_frozen
+    ]
     made = {id(variable) for _, frozen in pairs for variable in (frozen.kernel, frozen.scale)}
     replaced = {id(trained.kernel) for trained, _ in pairs}
     variables = [variable for variable in source.variables if id(variable) not in replaced]

@@ -5,11 +5,14 @@ of that page, and kernels of +-1, units last. On TensorFlow a layer can also wri
 converter turns into a custom operator.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_binaryvit.deploy.inference import InferenceLayer
+from keras_binaryvit.typing import Shape, Tensor
 
 _PACKAGE = "keras_binaryvit.fused"
 
@@ -27,18 +30,24 @@ class FusedLayer(InferenceLayer):
     """
 
     operator: str
-    attributes: dict[str, int] = {}
-    tables: dict[str, tuple[str, ...]] = {}
     output_scale: str | None = None
     output_shift: str | None = None
     index: int | None = None
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     @staticmethod
     def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         """Changes `constants` for inputs that come without `shift`."""
         raise NotImplementedError
 
-    def constants(self, **values) -> dict[str, np.ndarray]:
+    def constants(self, **values: Any) -> dict[str, np.ndarray]:
         """Returns the layer's weights, of the values of kernels and of the rows of the tables."""
         tables = {name: np.stack([values.pop(row) for row in rows]) for name, rows in self.tables.items()}
         return {**values, **tables}
@@ -47,11 +56,11 @@ class FusedLayer(InferenceLayer):
         """Returns the constant inputs of the operator, in its order."""
         raise NotImplementedError
 
-    def compute(self, x, *others):
+    def compute(self, x: Tensor, *others: Tensor) -> Tensor:
         """Returns the layer's output."""
         raise NotImplementedError
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         tensors = keras.tree.flatten(inputs)
         return self.compute(*tensors) if self.index is None else self._composite(tensors)
 
@@ -59,9 +68,9 @@ class FusedLayer(InferenceLayer):
         import tensorflow as tf
 
         attributes = {**self.attributes, "layer": self.index}
-        attributes = "".join(f' attr {{ key: "{key}" value {{ i: {value} }} }}' for key, value in attributes.items())
-        implements = f'name: "{self.operator}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}{attributes}'
-        shapes = [tuple(tensor.shape) for tensor in tensors]
+        options = "".join(f' attr {{ key: "{key}" value {{ i: {value} }} }}' for key, value in attributes.items())
+        implements = f'name: "{self.operator}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}{options}'
+        shapes: Any = [tuple(tensor.shape) for tensor in tensors]
         shape = self.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])
 
         @tf.function(experimental_implements=implements, autograph=False)
@@ -84,15 +93,15 @@ class ResidualLayer(FusedLayer):
         residual: Whether it does, 0 or 1.
     """
 
-    def __init__(self, residual=0, **kwargs):
+    def __init__(self, residual: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
         self.residual = residual
 
     @property
-    def attributes(self):
+    def attributes(self) -> dict[str, int]:
         return {"residual": self.residual}
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "residual": self.residual}
 
 
@@ -132,11 +141,11 @@ class FeedForward(ResidualLayer):
         ),
     }
 
-    def __init__(self, expansion, **kwargs):
+    def __init__(self, expansion: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.expansion = expansion
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         shape = input_shape[0] if self.residual else input_shape
         channels = shape[-1]
         hidden = channels * self.expansion
@@ -145,12 +154,12 @@ class FeedForward(ResidualLayer):
         self.kernel_2 = self._constant("kernel_2", (hidden, channels))
         self.parameters = self._constant("parameters", (7, channels))
 
-    def operands(self):
+    def operands(self) -> list[np.ndarray]:
         kernels = [pack(ops.convert_to_numpy(kernel)) for kernel in (self.kernel_1, self.kernel_2)]
         hidden, parameters = (ops.convert_to_numpy(table) for table in (self.hidden, self.parameters))
         return [kernels[0], hidden, kernels[1], parameters]
 
-    def compute(self, x, *residual):
+    def compute(self, x: Tensor, *residual: Tensor) -> Tensor:
         p = {**self._rows("hidden"), **self._rows("parameters")}
         s = x * p["scale"]
         u = _differ(s + p["threshold_1"], self.kernel_1) * p["multiplier_1"] + p["bias_1"]
@@ -164,17 +173,17 @@ class FeedForward(ResidualLayer):
         groups = ops.reshape(u, (*leading, hidden // self.expansion, self.expansion))
         return _sum([groups[..., index] for index in range(self.expansion)]) * np.float32(1 / self.expansion)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0] if self.residual else input_shape
 
     @staticmethod
-    def shift_inputs(constants, shift):
+    def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         shift = constants["scale"] * shift
         copies = len(constants["bias_1"]) // len(shift)
         constants["threshold_1"] = constants["threshold_1"] + shift
         constants["bias_1"] = constants["bias_1"] + np.tile(shift, copies)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "expansion": self.expansion}
 
 
@@ -196,13 +205,13 @@ class SelfAttention(ResidualLayer):
     operator = "BinaryVitAttention"
     output_scale, output_shift = "output_scale", "output_shift"
 
-    def __init__(self, heads, reduction=1, **kwargs):
+    def __init__(self, heads: int, reduction: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
         self.heads = heads
         self.reduction = reduction
 
     @property
-    def attributes(self):
+    def attributes(self) -> dict[str, int]:
         return {"heads": self.heads, "reduction": self.reduction, "residual": self.residual}
 
     @property
@@ -211,7 +220,7 @@ class SelfAttention(ResidualLayer):
         return ("query", "key", "value", "output", *(("reduced",) if self.reduction > 1 else ()))
 
     @property
-    def tables(self):
+    def tables(self) -> dict[str, tuple[str, ...]]:
         of_kernels = [tuple(f"{name}/{part}" for part in _PARTS) for name in self.kernel_names]
         return {
             "parameters": (
@@ -222,18 +231,18 @@ class SelfAttention(ResidualLayer):
             )
         }
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels, count = input_shape[-1], len(self.kernel_names)
         self.kernels = self._constant("kernels", (count, channels, channels))
         self.parameters = self._constant("parameters", (9 + 4 * count, channels))
         self.probability_threshold = self._constant("probability_threshold", (1,))
 
-    def operands(self):
+    def operands(self) -> list[np.ndarray]:
         kernels = np.stack([pack(kernel) for kernel in ops.convert_to_numpy(self.kernels)])
         tables = [ops.convert_to_numpy(table) for table in (self.parameters, self.probability_threshold)]
         return [kernels, *tables]
 
-    def compute(self, x):
+    def compute(self, x: Tensor) -> Tensor:
         p = self._rows("parameters")
         kernels = dict(zip(self.kernel_names, _unstacked(self.kernels), strict=True))
 
@@ -280,13 +289,13 @@ class SelfAttention(ResidualLayer):
         return ops.repeat(ops.repeat(x, self.reduction, axis=1), self.reduction, axis=2)
 
     @staticmethod
-    def shift_inputs(constants, shift):
+    def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         shift = constants["scale"] * shift
         for name in ("query", "reduced") if "reduced/bias" in constants else ("query", "key", "value"):
             for part in ("threshold", "bias"):
                 constants[f"{name}/{part}"] = constants[f"{name}/{part}"] + shift
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "heads": self.heads, "reduction": self.reduction}
 
 
@@ -305,29 +314,29 @@ class PoolingBranches(ResidualLayer):
     operator = "BinaryVitPooling"
     output_shift = "bias"
 
-    def __init__(self, vertical, horizontal, **kwargs):
+    def __init__(self, vertical: int, horizontal: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.vertical = vertical
         self.horizontal = horizontal
 
     @property
-    def attributes(self):
+    def attributes(self) -> dict[str, int]:
         return {"vertical": self.vertical, "residual": self.residual}
 
     @property
-    def tables(self):
+    def tables(self) -> dict[str, tuple[str, ...]]:
         below = [f"below_{distance}" for distance in range(1, self.vertical + 1)]
         beside = [f"beside_{distance}" for distance in range(1, self.horizontal + 1)]
         return {"parameters": ("scale", "shift", "bias", "center", *below, *beside)}
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, height, width, channels = input_shape
         self.parameters = self._constant("parameters", (4 + self.vertical + self.horizontal, channels))
         # The operator computes these itself, in float64, which not every backend has.
         self.row_edge = self._constant("row_edge", (height, 1, channels))
         self.column_edge = self._constant("column_edge", (width, channels))
 
-    def constants(self, **values):
+    def constants(self, **values: Any) -> dict[str, np.ndarray]:
         constants = super().constants(**values)
         table = constants["parameters"].astype(np.float32).astype(np.float64)
         _, shift, bias, center = table[:4]
@@ -336,10 +345,10 @@ class PoolingBranches(ResidualLayer):
         columns = shift * _weights_inside(beside, self.column_edge.shape[0])
         return {**constants, "row_edge": rows[:, None], "column_edge": columns}
 
-    def operands(self):
+    def operands(self) -> list[np.ndarray]:
         return [ops.convert_to_numpy(self.parameters)]
 
-    def compute(self, x):
+    def compute(self, x: Tensor) -> Tensor:
         p = self._rows("parameters")
         _, height, width, _ = x.shape
         up, left = self.vertical, self.horizontal
@@ -356,10 +365,10 @@ class PoolingBranches(ResidualLayer):
         return _sum([*terms, x] if self.residual else terms)
 
     @staticmethod
-    def shift_inputs(constants, shift):
+    def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         constants["shift"] = constants["shift"] + constants["scale"] * shift
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "vertical": self.vertical, "horizontal": self.horizontal}
 
 
@@ -386,21 +395,21 @@ class PatchMerging(FusedLayer):
     operator = "BinaryVitPatchMerging"
     tables = {"parameters": ("scale", "threshold"), "outputs": ("multiplier", "bias", "slope")}
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         self.kernel = self._constant("kernel", (2, 2, channels, self.units))
         self.parameters = self._constant("parameters", (2, channels))
         self.outputs = self._constant("outputs", (3, self.units))
 
-    def operands(self):
+    def operands(self) -> list[np.ndarray]:
         kernel, parameters, outputs = map(ops.convert_to_numpy, (self.kernel, self.parameters, self.outputs))
         return [pack(kernel), parameters, outputs]
 
-    def compute(self, x):
+    def compute(self, x: Tensor) -> Tensor:
         p = {**self._rows("parameters"), **self._rows("outputs")}
         s = x * p["scale"]
         dots = ops.conv(_sign(s + p["threshold"]), self.kernel, 2, "valid", data_format="channels_last")
@@ -410,17 +419,17 @@ class PatchMerging(FusedLayer):
         copies = self.units // x.shape[-1]
         return _prelu(differ * p["multiplier"] + p["bias"] + _copies(m, copies), p["slope"])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         return batch, height // 2, width // 2, self.units
 
     @staticmethod
-    def shift_inputs(constants, shift):
+    def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         shift = constants["scale"] * shift
         constants["threshold"] = constants["threshold"] + shift
         constants["bias"] = constants["bias"] + np.tile(shift, len(constants["bias"]) // len(shift))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 

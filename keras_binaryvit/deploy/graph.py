@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_binaryvit.typing import Shape
+
 # Joins the names of nested layers. Keras allows no slash, PyTorch no dot, and underscores are in most names.
 SEPARATOR = "-"
 
@@ -27,7 +29,7 @@ class Node:
 
     kind: type
     inputs: "list[Edge]"
-    shape: tuple[int | None, ...]
+    shape: Shape
     name: str
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
@@ -42,11 +44,11 @@ class Edge:
     shift: np.ndarray | float = 0.0
 
     @property
-    def shape(self) -> tuple[int | None, ...]:
+    def shape(self) -> Shape:
         """Shape of the value, without the batch."""
         return self.node.shape
 
-    def affine(self, scale=1.0, shift=0.0) -> "Edge":
+    def affine(self, scale: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0) -> "Edge":
         """Returns `scale * self + shift`."""
         return Edge(self.node, self.scale * scale, self.shift * scale + shift)
 

@@ -5,6 +5,7 @@ sets. All compute in float32.
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.quant_dense import same_padding
+from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 _PACKAGE = "keras_binaryvit"
 # A power of two: products with it are exact.
@@ -21,12 +23,12 @@ _HUGE = np.float32(2.0**100)
 class InferenceLayer(keras.layers.Layer):
     """A layer of constants, in float32."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         kwargs["dtype"] = "float32"
         kwargs["trainable"] = False
         super().__init__(**kwargs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
     def _constant(self, name, shape):
@@ -36,11 +38,11 @@ class InferenceLayer(keras.layers.Layer):
 class SizedLayer(InferenceLayer):
     """A layer with one argument, `size`."""
 
-    def __init__(self, size, **kwargs):
+    def __init__(self, size: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.size = size
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "size": self.size}
 
 
@@ -48,7 +50,7 @@ class SizedLayer(InferenceLayer):
 class Sign(InferenceLayer):
     """+1 where x >= 0, else -1; written as the LCE converter recognises it."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.where(inputs >= 0, 1.0, -1.0)
 
 
@@ -60,14 +62,14 @@ class Quantize(InferenceLayer):
         quantizer: Whatever `quantizers.get` takes.
     """
 
-    def __init__(self, quantizer, **kwargs):
+    def __init__(self, quantizer: QuantizerLike, **kwargs: Any):
         super().__init__(**kwargs)
-        self.quantizer = quantizers.get(quantizer)
+        self.quantizer: Any = quantizers.get(quantizer)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return self.quantizer(inputs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "quantizer": quantizers.serialize(self.quantizer)}
 
 
@@ -90,18 +92,18 @@ class Convolution(InferenceLayer):
 
     def __init__(
         self,
-        filters,
-        kernel_size=(1, 1),
-        strides=(1, 1),
-        padding="valid",
-        pad_values=0.0,
-        dilation_rate=(1, 1),
-        groups=1,
-        binary=False,
-        **kwargs,
+        filters: int,
+        kernel_size: tuple[int, int] = (1, 1),
+        strides: tuple[int, int] = (1, 1),
+        padding: str = "valid",
+        pad_values: float = 0.0,
+        dilation_rate: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        binary: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.options = {
+        self.options: dict[str, Any] = {
             "filters": filters,
             "kernel_size": tuple(kernel_size),
             "strides": tuple(strides),
@@ -113,7 +115,7 @@ class Convolution(InferenceLayer):
         }
         self.is_binary = binary
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         filters = self.options["filters"]
         channels = input_shape[-1] // self.options["groups"]
         self.kernel = self._constant("kernel", (*self.options["kernel_size"], channels, filters))
@@ -121,7 +123,7 @@ class Convolution(InferenceLayer):
             self.scale = self._constant("scale", (filters,))
         self.bias = self._constant("bias", (filters,))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         padding = self.options["padding"]
         if padding == "same" and self.options["pad_values"] != 0:
             inputs = ops.pad(inputs, self._paddings(ops.shape(inputs)), constant_values=self.options["pad_values"])
@@ -136,7 +138,7 @@ class Convolution(InferenceLayer):
         )
         return outputs * self.scale + self.bias if self.is_binary else outputs + self.bias
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *sides, _ = input_shape
         axes = zip(sides, *(self.options[name] for name in ("kernel_size", "strides", "dilation_rate")), strict=True)
         return batch, *(self._output_side(*axis) for axis in axes), self.options["filters"]
@@ -152,7 +154,7 @@ class Convolution(InferenceLayer):
         sizes = (shape[1:3], self.options["kernel_size"], self.options["strides"], self.options["dilation_rate"])
         return ((0, 0), *(same_padding(*axis) for axis in zip(*sizes, strict=True)), (0, 0))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **self.options}
 
 
@@ -164,21 +166,21 @@ class Dense(InferenceLayer):
         units: Size of the last axis of the output.
     """
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.kernel = self._constant("kernel", (input_shape[-1], self.units))
         self.bias = self._constant("bias", (self.units,))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.matmul(inputs, self.kernel) + self.bias
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return *input_shape[:-1], self.units
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 
@@ -192,20 +194,20 @@ class DepthwiseConvolution(InferenceLayer):
     Shapes: `(batch, height, width, channels)`, and the same comes out.
     """
 
-    def __init__(self, kernel_size, **kwargs):
+    def __init__(self, kernel_size: tuple[int, int], **kwargs: Any):
         super().__init__(**kwargs)
         self.kernel_size = tuple(kernel_size)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         self.kernel = self._constant("kernel", (*self.kernel_size, channels, 1))
         self.bias = self._constant("bias", (channels,))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = ops.depthwise_conv(inputs, self.kernel, 1, "same", data_format="channels_last")
         return outputs + self.bias
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "kernel_size": self.kernel_size}
 
 
@@ -213,12 +215,12 @@ class DepthwiseConvolution(InferenceLayer):
 class Affine(InferenceLayer):
     """`kernel * x + bias` for each channel. On maps one depthwise 1x1 convolution: one pass over memory, not two."""
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         self.kernel = self._constant("kernel", (1, 1, channels, 1))
         self.bias = self._constant("bias", (channels,))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if len(inputs.shape) != 4:
             return inputs * ops.reshape(self.kernel, (-1,)) + self.bias
         return ops.depthwise_conv(inputs, self.kernel, 1, "valid", data_format="channels_last") + self.bias
@@ -232,17 +234,17 @@ class AddConstant(InferenceLayer):
         constant_shape: Of the constant: `(channels,)`, or that of a whole map.
     """
 
-    def __init__(self, constant_shape, **kwargs):
+    def __init__(self, constant_shape: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
         self.constant_shape = tuple(constant_shape)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.constant = self._constant("constant", self.constant_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return inputs + self.constant
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "constant_shape": self.constant_shape}
 
 
@@ -250,11 +252,11 @@ class AddConstant(InferenceLayer):
 class PReLU(InferenceLayer):
     """x where x > 0, else slope * x; written as the LCE converter recognises it."""
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         shape = (1,) * max(len(input_shape) - 2, 0) + (input_shape[-1],)
         self.negative_slope = self._constant("negative_slope", shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.relu(inputs) + self.negative_slope * ops.relu(-inputs)
 
 
@@ -262,14 +264,14 @@ class PReLU(InferenceLayer):
 class Add(InferenceLayer):
     """The sum of two or more tensors, in one pass over memory."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if keras.backend.backend() == "tensorflow" and len(inputs) > 2:
             import tensorflow as tf
 
             return tf.add_n(inputs)
         return sum(inputs[1:], start=inputs[0])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0]
 
 
@@ -281,10 +283,10 @@ class AveragePooling(SizedLayer):
         size: Side of a square.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.average_pool(inputs, self.size, self.size, "valid", data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, channels = input_shape
         return batch, height // self.size, width // self.size, channels
 
@@ -293,10 +295,10 @@ class AveragePooling(SizedLayer):
 class GlobalAveragePooling(InferenceLayer):
     """The mean over all positions of a map."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.mean(inputs, axis=(1, 2))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0], input_shape[-1]
 
 
@@ -308,12 +310,12 @@ class Upsampling(SizedLayer):
         size: Side of a square.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         _, height, width, _ = inputs.shape
         size = (height * self.size, width * self.size)
         return ops.image.resize(inputs, size, interpolation="nearest", data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, channels = input_shape
         return batch, height * self.size, width * self.size, channels
 
@@ -326,17 +328,17 @@ class Tile(InferenceLayer):
         copies: How many.
     """
 
-    def __init__(self, copies, **kwargs):
+    def __init__(self, copies: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.copies = copies
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.tile(inputs, (1,) * (len(inputs.shape) - 1) + (self.copies,))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return *input_shape[:-1], input_shape[-1] * self.copies
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "copies": self.copies}
 
 
@@ -348,7 +350,7 @@ class GroupMean(SizedLayer):
         size: Channels in a group.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if len(inputs.shape) != 4:
             *leading, channels = ops.shape(inputs)
             return ops.mean(ops.reshape(inputs, (*leading, channels // self.size, self.size)), axis=-1)
@@ -359,7 +361,7 @@ class GroupMean(SizedLayer):
         kernel = np.tile(kernel, (1, means // width)).astype("float32")[None, None]
         return ops.conv(inputs, ops.convert_to_tensor(kernel), padding="valid", data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return *input_shape[:-1], input_shape[-1] // self.size
 
 
@@ -371,17 +373,17 @@ class FloatSign(InferenceLayer):
     convolution with factors times 2^100 and a clamp to -1 ... 1 is a single one: nothing but 0 stays between.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         self.kernel = self._constant("kernel", (1, 1, channels, 1))
         self.bias = self._constant("bias", (channels,))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = ops.depthwise_conv(inputs, self.kernel, 1, "valid", data_format="channels_last")
         return ops.minimum(ops.maximum(outputs + self.bias, -1.0), 1.0)
 
     @staticmethod
-    def constants(kernel, bias):
+    def constants(kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the layer's constants for an affine: a `bias` that moves a result of 0 to +1, both times 2^100."""
         bias = np.asarray(bias, np.float32)
         bias = np.where(bias == 0, np.float32(2.0**-90), np.nextafter(bias, np.float32(np.inf)))
@@ -402,20 +404,20 @@ class Attention(InferenceLayer):
     shape comes out.
     """
 
-    def __init__(self, num_heads, **kwargs):
+    def __init__(self, num_heads: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_heads = num_heads
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, keys_shape, _ = input_shape
         keys = keys_shape[1] * keys_shape[2]
         self.kernel = self._constant("kernel", (1, 1, keys, 1))
         self.bias = self._constant("bias", (keys,))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0]
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         queries, keys, values = inputs
         factor = (queries.shape[-1] // self.num_heads) ** -0.5
         if queries.shape[0] != 1:
@@ -458,11 +460,11 @@ class Attention(InferenceLayer):
         return ops.relu6(outputs + self.bias)
 
     @staticmethod
-    def constants(threshold):
+    def constants(threshold: float) -> dict[str, np.float32]:
         """Returns the layer's constants for a threshold."""
         return {"kernel": _HUGE, "bias": -np.float32(threshold) * _HUGE}
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "num_heads": self.num_heads}
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -136,12 +137,12 @@ def _name_fused(flatbuffer, layers):
 
 
 def _convert_elsewhere(frozen):
-    modules = {type(layer).__module__ for layer in frozen._flatten_layers()}
-    modules = sorted(name for name in modules if name.split(".")[0] not in ("keras", "keras_binaryvit", "builtins"))
+    names = {type(layer).__module__ for layer in frozen._flatten_layers()}
+    modules = sorted(name for name in names if name.split(".")[0] not in ("keras", "keras_binaryvit", "builtins"))
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "frozen.keras"), Path(folder, "model.tflite")
         frozen.save(source)
-        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_process", source, target, *modules]
+        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_process", str(source), str(target), *modules]
         # Modules of the caller's own layers are found where the caller finds them.
         path = os.pathsep.join(entry or os.curdir for entry in sys.path)
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}
@@ -193,7 +194,7 @@ def predict(flatbuffer: bytes, images: np.ndarray, num_threads: int = 1, progres
     return np.concatenate([np.atleast_2d(interpreter.predict(image)) for image in batches])
 
 
-def interpreter_of(flatbuffer: bytes, num_threads: int = 1):
+def interpreter_of(flatbuffer: bytes, num_threads: int = 1) -> Any:
     """Returns an interpreter of `flatbuffer`: LCE's, or for fused operators that of binaryvit-runtime.
 
     Raises:
@@ -212,7 +213,7 @@ def is_fused(flatbuffer: bytes) -> bool:
     return any(operator.name in OPERATORS for operator in tflite.read(flatbuffer).operators)
 
 
-def lce_interpreter(flatbuffer: bytes, num_threads: int = 1):
+def lce_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
     """Returns LCE's interpreter of `flatbuffer` at its fastest settings.
 
     Raises:
@@ -227,7 +228,7 @@ def lce_interpreter(flatbuffer: bytes, num_threads: int = 1):
     return lce.testing.Interpreter(flatbuffer, num_threads=num_threads, use_indirect_bgemm=True, use_xnnpack=True)
 
 
-def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1):
+def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
     """Returns binaryvit-runtime's interpreter of `flatbuffer`.
 
     Raises:

@@ -1,14 +1,17 @@
 """lower: a training model as a graph of inference operations, with per-channel affines on the edges."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import inference
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
+from keras_binaryvit.typing import Shape
 
 # Quantisers whose values are those of a sign, and no other.
 SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
@@ -56,33 +59,40 @@ def lower(model: keras.Model, rules: dict[type, Callable] | None = None) -> Grap
 class Lowering:
     """The nodes so far, the rules, and the path of the layer that is being lowered."""
 
-    def __init__(self, rules):
-        self.nodes = []
+    def __init__(self, rules: dict[type, Callable]):
+        self.nodes: list[Node] = []
         self.rules = rules
-        self._path = []
+        self._path: list[str] = []
 
     def add(self, node: Node) -> Node:
         self.nodes.append(node)
         return node
 
-    def node(self, kind, inputs, shape, constants=None, **options) -> Edge:
+    def node(
+        self,
+        kind: type,
+        inputs: list[Edge],
+        shape: Shape,
+        constants: Mapping[str, ArrayLike] | None = None,
+        **options: Any,
+    ) -> Edge:
         name = SEPARATOR.join([*self._path, kind.__name__.lower()])
-        constants = {key: np.asarray(value, np.float64) for key, value in (constants or {}).items()}
+        weights = {key: np.asarray(value, np.float64) for key, value in (constants or {}).items()}
         # An edge of its own for each reader: folding changes them one by one.
         edges = [edge.affine() for edge in inputs]
-        return Edge(self.add(Node(kind, edges, tuple(shape), name, constants, options)))
+        return Edge(self.add(Node(kind, edges, tuple(shape), name, weights, options)))
 
     @contextlib.contextmanager
-    def inside(self, name):
+    def inside(self, name: str) -> Iterator[None]:
         self._path.append(name)
         yield
         self._path.pop()
 
-    def run(self, graph, inputs):
+    def run(self, graph: keras.Function, inputs: Any) -> Any:
         """Returns what the functional model `graph` gives for the edges `inputs`."""
         return graph._run_through_graph(inputs, call_fn=self.call)
 
-    def call(self, operation, *args, **kwargs):
+    def call(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         """Returns the edges of `operation(*args, **kwargs)`, with edges for tensors."""
         edges = _edges((args, kwargs))
         if isinstance(operation, _IDENTITIES):
@@ -95,7 +105,7 @@ class Lowering:
                 return rule(self, operation, args[0])
             return self.operation(operation, *args, **kwargs)
 
-    def operation(self, operation, *args, **kwargs):
+    def operation(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         """Adds an operation that is called as it is."""
         edges = _edges((args, kwargs))
         slots = iter(range(len(edges)))
@@ -116,41 +126,43 @@ class Lowering:
 
     # Pieces that several rules share.
 
-    def sign(self, quantizer, x):
+    def sign(self, quantizer: Any, x: Edge) -> Edge:
         if quantizer is None:
             return x
         if isinstance(quantizer, SIGNS):
             return self.node(inference.Sign, [x], x.shape)
         return self.node(inference.Quantize, [x], x.shape, quantizer=quantizer)
 
-    def float_sign(self, quantizer, x):
+    def float_sign(self, quantizer: Any, x: Edge) -> Edge:
         """As `sign`, for a product that isn't binary in LCE."""
         if not isinstance(quantizer, SIGNS):
             return self.sign(quantizer, x)
         constants = {"kernel": np.ones(x.shape[-1]), "bias": np.zeros(x.shape[-1])}
         return self.node(inference.FloatSign, [x], x.shape, constants)
 
-    def add_constant(self, x, constant):
+    def add_constant(self, x: Edge, constant: np.ndarray) -> Edge:
         return self.node(inference.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant))
 
-    def product(self, layer, x, shape, **options):
+    def product(self, layer: keras.Layer, x: Edge, shape: Shape, **options: Any) -> Edge:
         """The sign of `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
         x = self.sign(layer.input_quantizer, x)
         if layer.is_binary:
             values, scale = signs_and_scale(layer)
         else:
-            values, scale = (None if a is None else as_array(a) for a in layer.quantized_kernel())
+            kernel, factors = layer.quantized_kernel()
+            values = as_array(kernel)
+            scale = np.ones(values.shape[-1]) if factors is None else as_array(factors)
         filters = values.shape[-1]
         constants = {
             "kernel": values.reshape((1,) * (4 - values.ndim) + values.shape),
-            "scale": np.ones(filters) if scale is None else scale,
+            "scale": scale,
             "bias": np.zeros(filters),
         }
         return self.node(
             inference.Convolution, [x], shape, constants, filters=filters, binary=layer.is_binary, **options
         )
 
-    def biased_and_activated(self, layer, x):
+    def biased_and_activated(self, layer: keras.Layer, x: Edge) -> Edge:
         if layer.use_bias:
             x = x.affine(shift=as_array(layer.bias))
         if layer.activation in (None, keras.activations.linear):
@@ -194,7 +206,7 @@ def _edges(structure):
     return [x for x in keras.tree.flatten(structure) if isinstance(x, Edge)]
 
 
-def as_array(variable) -> np.ndarray:
+def as_array(variable: Any) -> np.ndarray:
     """Returns the values of a variable or tensor in float64."""
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
@@ -368,7 +380,7 @@ def _branches(lowering, layer, x):
     # All windows in one kernel: a cross. Zeros around the map count in the mean, as a convolution counts them.
     height, width = (max(sizes) for sizes in zip(*layer.windows, strict=True))
     kernel = np.zeros((height, width, x.shape[-1], 1))
-    bias = 0.0
+    bias: np.ndarray | float = 0.0
     for (h, w), affine in zip(layer.windows, layer.affines, strict=True):
         top, left = (height - h) // 2, (width - w) // 2
         kernel[top : top + h, left : left + w, :, 0] += as_array(affine.scale) / (h * w)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_binaryvit import layers
 from keras_binaryvit.deploy import fused, lower
-from keras_binaryvit.deploy.graph import Edge
+from keras_binaryvit.deploy.graph import Edge, Input, Node
 from keras_binaryvit.deploy.lower import as_array, clip_of, inside, signs_and_scale
 
 _MAX_RANK = 4
@@ -90,13 +90,15 @@ def _can_fuse_attention(layer):
 
 # ---- their constants
 
+_NOTHING = Node(Input, [], (), "")  # the affines here are of no tensor
+
 
 def _product(layer, norm):
     """Returns the kernel as +-1, and as an affine what the norm makes of the number of differing bits."""
     kernel, scale = signs_and_scale(layer)
     units = kernel.shape[-1]
     length = kernel.size // units
-    return kernel, _normalized(norm, Edge(None, -2 * scale, length * scale))
+    return kernel, _normalized(norm, Edge(_NOTHING, -2 * scale, length * scale))
 
 
 def _normalized(norm, x):
@@ -122,7 +124,9 @@ def _attention_constants(layer):
     projections = {"query": layer.query, "key": layer.key, "value": layer.value, "output": layer.output_projection}
     if layer.reduction > 1:
         projections["reduced"] = layer.reduced
-    kernels, constants, shifts = {}, {}, {}
+    kernels: dict[str, np.ndarray] = {}
+    constants: dict[str, np.ndarray] = {}
+    shifts: dict[str, np.ndarray] = {}
     for name, projection in projections.items():
         kernels[name], parts, shifts[name] = _projection(projection)
         constants |= {f"{name}/{part}": value for part, value in parts.items()}
@@ -132,7 +136,7 @@ def _attention_constants(layer):
     for name, shift in (("query", layer.query_shift), ("key", layer.key_shift), ("value", layer.value_shift)):
         constants[f"{name}_threshold"] = shifts[name] + as_array(shift.shift)
     clip = clip_of(layer)
-    attended = _normalized(layer.context_norm, Edge(None, clip))
+    attended = _normalized(layer.context_norm, Edge(_NOTHING, clip))
     shortcuts = shifts["query"] + shifts["key"] + shifts["value"]
     activation = layer.context_activation
     _shift_projection(constants, "output", as_array(activation.output_shift))

@@ -95,7 +95,7 @@ def _with_metadata(flatbuffer, text):
     old_entries = [entry.position for entry in model.tables(_METADATA) if entry.text(0) != NAME]
 
     new = bytearray(b"\0\0\0\0TFL3")
-    later = []  # places of references into the old content, and where they refer there
+    later: list[tuple[int, int]] = []  # places of references into the old content, and where they refer there
 
     def append(content):
         new.extend(b"\0" * (-len(new) % 4))

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -127,7 +128,7 @@ def _time(predict: Callable, image: np.ndarray, runs: int) -> np.ndarray:
 # ---- sections
 
 
-def _tiles(model, inspection: Inspection, verification, latencies) -> str:
+def _tiles(model: keras.Model, inspection: Inspection, verification: Verification | None, latencies: list) -> str:
     float_bytes = 4 * model.count_params()
     total = inspection.total
     products = total.binary_multiply_adds + total.float_multiply_adds
@@ -148,7 +149,7 @@ def _tiles(model, inspection: Inspection, verification, latencies) -> str:
     return "".join(f"<li><strong>{_text(value)}</strong>{_text(what)}</li>" for value, what in tiles)
 
 
-def _facts(model, inspection: Inspection) -> str:
+def _facts(model: keras.Model, inspection: Inspection) -> str:
     versions = [f"{name} {_version(name)}" for name in ("keras-binaryvit", "keras", "larq-compute-engine")]
     facts = [
         ("Model", f"{model.name}, {model.count_params():,} parameters"),
@@ -161,7 +162,7 @@ def _facts(model, inspection: Inspection) -> str:
     return _table(["", ""], [[name, value] for name, value in facts], kind="facts")
 
 
-def _size(model, inspection: Inspection) -> str:
+def _size(model: keras.Model, inspection: Inspection) -> str:
     float_bytes = 4 * model.count_params()
     rest = inspection.file_bytes - sum(inspection.constant_bytes.values())
     rows = [
@@ -194,7 +195,7 @@ def _agreement(verification: Verification | None) -> str:
     return _table(["", ""], rows, kind="facts") + scatter
 
 
-def _latency_table(latencies) -> str:
+def _latency_table(latencies: list) -> str:
     if not latencies:
         return "<p>Neither the Larq Compute Engine nor binaryvit-runtime is installed here.</p>"
     rows = []
@@ -320,7 +321,7 @@ def _row(cells: list) -> str:
     return f"<tr{inner}>{''.join(map(_cell, cells))}</tr>"
 
 
-def _cell(cell) -> str:
+def _cell(cell: Any) -> str:
     if isinstance(cell, tuple):
         text, share = cell
         return f'<td class="bar" style="--share:{100 * share:.1f}%">{_text(text)}</td>'

@@ -1,9 +1,10 @@
 """unpack and pack: a flatbuffer as objects that can be changed, of the schema that TensorFlow brings."""
 
 import importlib
+from typing import Any
 
 
-def schema():
+def schema() -> Any:
     """Returns the module of the schema's classes.
 
     Raises:
@@ -18,13 +19,13 @@ def schema():
         ) from error
 
 
-def unpack(flatbuffer: bytes):
+def unpack(flatbuffer: bytes) -> Any:
     """Returns the `ModelT` of a TFLite flatbuffer; it is taken at its word, so `tflite.read` it first."""
     classes = schema()
     return classes.ModelT.InitFromObj(classes.Model.GetRootAs(flatbuffer, 0))
 
 
-def pack(model) -> bytes:
+def pack(model: Any) -> bytes:
     """Returns the flatbuffer of a `ModelT`."""
     import flatbuffers
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 TYPES = {  # the schema's TensorType: name and bits of an element; 0 where the tensor's shape doesn't tell
     0: ("float32", 32),
@@ -137,7 +137,7 @@ def _tensor(tensor: "_Table", buffers: list[memoryview]) -> Tensor:
     return Tensor(name, shape, TYPES[code][0], index, _pick(buffers, [index], f"the tensor {name!r}")[0])
 
 
-def _pick(items: list, indices, what: str, optional: bool = False) -> tuple:
+def _pick(items: list, indices: Sequence[int], what: str, optional: bool = False) -> tuple:
     for index in indices:
         if not -int(optional) <= index < len(items):
             raise ValueError(f"The flatbuffer is damaged: {what} is number {index} of {len(items)}.")
