@@ -109,7 +109,7 @@ class ModelProfile:
         """
         return f"{_layer_table(self, depth)}\n{_total_table(self)}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.table()
 
 
@@ -167,8 +167,8 @@ class _Call:
 def _input_specs(model, input_shape):
     if input_shape is not None:
         return keras.KerasTensor((1, *input_shape))
-    inputs = getattr(model, "inputs", None)
-    shapes = [tuple(tensor.shape) for tensor in inputs or []]
+    inputs = getattr(model, "inputs", None) or []
+    shapes = [tuple(tensor.shape) for tensor in inputs]
     if not shapes or any(None in shape[1:] for shape in shapes):
         raise ValueError(
             f"The shapes of the inputs of {model.name!r} aren't known: {shapes or 'it has no symbolic inputs'}. "
@@ -180,7 +180,7 @@ def _input_specs(model, input_shape):
 
 def _trace(model, inputs):
     """Returns the calls of all layers of `model`, `{id of layer: [_Call, ...]}`, in the order of the first ones."""
-    calls = {}
+    calls: dict[int, list[_Call]] = {}
 
     def recorded(layer, method):
         call, signature = getattr(layer, method), inspect.signature(layer.call)
@@ -241,7 +241,7 @@ def _profile(layer, name, calls):
     inner = {id(weight) for child in layer._flatten_layers(include_self=False) for weight in child.weights}
     weights = [weight for weight in layer.weights if id(weight) not in inner]
     trainable = {id(weight) for weight in layer.trainable_weights}
-    parameters = {}
+    parameters: dict[int, int] = {}
     memory = float32_memory = 0.0
     for weight in weights:
         count, bits = math.prod(weight.shape), _weight_precision(layer, weight)
@@ -304,7 +304,7 @@ def _count(layer, calls):
 
 
 @functools.singledispatch
-def _macs(layer, call) -> dict[int, int] | None:
+def _macs(layer: keras.Layer, call: _Call) -> dict[int, int] | None:
     """Returns the multiply-adds of a call of `layer` itself by bits, `None` if its type is unknown."""
     return None
 
@@ -326,7 +326,7 @@ def _precision(layer):
 
 
 def _total(counts):
-    total = {}
+    total: dict[int, int] = {}
     for by_bits in counts:
         for bits, count in by_bits.items():
             total[bits] = total.get(bits, 0) + count
@@ -483,7 +483,7 @@ def _layer_table(profile, depth):
     bits, precisions = list(profile.parameters), list(profile.macs)
     header = ["Layer", "Input prec. (bit)", "Outputs", *(f"# {b}-bit" for b in bits), "Memory (kB)"]
     header += [f"{p}-bit MACs" for p in precisions]
-    groups = {}
+    groups: dict[str, list[LayerProfile]] = {}
     for layer in profile.layers:
         groups.setdefault("/".join(layer.name.split("/")[:depth]), []).append(layer)
     rows = [_row(name, group, bits, precisions) for name, group in groups.items()]

@@ -481,7 +481,7 @@ class LarqQuantizer(Quantizer):
         self.precision = getattr(self.quantizer, "precision", None)
 
     @staticmethod
-    def _from_larq(identifier):
+    def _from_larq(identifier: str | dict) -> Any:
         try:
             larq_quantizers = importlib.import_module("larq.quantizers")
         except Exception as error:  # Larq fails to import in several ways under Keras 3, an AttributeError among them

@@ -6,6 +6,7 @@ touches pyplot's global state: they work without a display, and in threads.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -13,17 +14,21 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BinaryTransformerBlock, QuantConv2D, QuantDense
+from keras_binaryvit.typing import QuantizerLike, Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BLUE, _RED = "#2a6f97", "#c1121f"
 
 
 def attention_maps(
     model: keras.Model,
-    image,
+    image: Tensor,
     blocks: Sequence[int] | None = None,
     head: int | None = None,
     query: tuple[int, int] | None = None,
-):
+) -> "Figure":
     """Draws where the attention of each block looks, over the image.
 
     A position's colour is the mean of the attention that it gets, relative to the map's largest.
@@ -88,7 +93,7 @@ def attention_maps(
     return figure
 
 
-def latent_weights(model_or_layer: keras.Layer, bins: int = 101):
+def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
     """Draws a histogram of the latent weights of each quantised kernel, with the thresholds of its quantiser.
 
     Of a quantiser that centres the kernel, the mean of each unit is subtracted: what is drawn is what it compares with
@@ -132,7 +137,7 @@ def latent_weights(model_or_layer: keras.Layer, bins: int = 101):
     return figure
 
 
-def quantizer(quantizer, limits: tuple[float, float] | None = None):
+def quantizer(quantizer: QuantizerLike, limits: tuple[float, float] | None = None) -> "Figure":
     """Draws a quantiser's function and its gradient.
 
     Args:

@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_binaryvit.typing import Logs
+
 _DIGEST_SIZE = 64  # characters of a SHA-256 in hexadecimal
 _DIFFERENCES_SHOWN = 5
 
@@ -171,7 +173,7 @@ class Checkpoints(keras.callbacks.Callback):
         _assign(checkpoint, {"model": _trained(model).variables})
         return checkpoint.epoch
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(".epoch-*.tmp"):  # of a process that was killed while it wrote
             stale.unlink(missing_ok=True)
@@ -185,7 +187,7 @@ class Checkpoints(keras.callbacks.Callback):
                 "continue it, call restore(model) before fit; for a new run name a new folder."
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._next_epoch not in (None, epoch):
             raise CheckpointError(
                 f"The checkpoints in {str(self.folder)!r} continue with epoch {self._next_epoch} (counted from 0), and "
@@ -193,7 +195,7 @@ class Checkpoints(keras.callbacks.Callback):
                 f"{self._next_epoch} to data.load."
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         completed = epoch + 1
         self._next_epoch = completed
         self._logs = {number: values for number, values in self._logs.items() if number < completed}
@@ -261,7 +263,7 @@ class Checkpoints(keras.callbacks.Callback):
         return None
 
     @staticmethod
-    def _warn(message):
+    def _warn(message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 

@@ -1,20 +1,24 @@
 """Distiller: a student that learns from a frozen teacher, with Keras' own `fit`."""
 
+import os
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_binaryvit.training.losses import SoftCrossEntropy
 from keras_binaryvit.training.teachers import gives_probabilities
+from keras_binaryvit.typing import Logs, Tensor
 
 
 class _FrozenTeacher:
     """The teacher in inference mode. No Keras object, so that nothing trains it or saves it with the student."""
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         self.model = model
 
-    def __call__(self, images):
+    def __call__(self, images: Tensor) -> Tensor:
         return ops.stop_gradient(self.model(images, training=False))
 
 
@@ -76,22 +80,24 @@ class Distiller(keras.Model):
             self._teacher = _FrozenTeacher(teacher)
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.student(inputs, training=training)
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> list[keras.Variable]:
         """Of student and teacher: JAX is given all variables that a step reads."""
         variables = super().non_trainable_variables
         return variables if self._teacher is None else variables + self._teacher.model.variables
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`; `loss` is that of the labels, by default for labels as integers."""
         if loss is None:
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         super().compile(optimizer, loss, **kwargs)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
         labels, logits = self._labels_and_logits(y)
         if not training:
             return super().compute_loss(x, labels, y_pred, sample_weight, training)
@@ -111,15 +117,15 @@ class Distiller(keras.Model):
             loss += self._aggregate_additional_loss(regularization)
         return loss
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict:
         return super().compute_metrics(x, self._labels_and_logits(y)[0], y_pred, sample_weight)
 
     @staticmethod
-    def _labels_and_logits(y):
+    def _labels_and_logits(y: Any) -> tuple[Any, Any]:
         """Returns the labels of a batch, and the teacher's logits or None."""
         return (y["labels"], y["teacher_logits"]) if isinstance(y, dict) and "teacher_logits" in y else (y, None)
 
-    def fit(self, x=None, *args, callbacks=None, **kwargs):
+    def fit(self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`.
 
         Raises:
@@ -154,15 +160,15 @@ class Distiller(keras.Model):
             return dataset, None
         return dataset.repeat(), steps
 
-    def save(self, filepath, overwrite=True, **kwargs):
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
         """Saves the student, a plain model that loads without distiller and teacher."""
         self.student.save(filepath, overwrite=overwrite, **kwargs)
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the student."""
         self.student.export(filepath, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         raise NotImplementedError("A Distiller isn't saved as such: save its student, `distiller.student.save(path)`.")
 
 
@@ -204,10 +210,10 @@ class RaiseOnNaN(keras.callbacks.Callback):
         FloatingPointError: The loss isn't finite.
     """
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not np.isfinite(float(loss)):
             raise FloatingPointError(

@@ -108,7 +108,7 @@ def _on_jax(devices, addresses):
 class _DataParallel(keras.distribution.DataParallel):
     """Data parallelism where each host feeds its own part of a batch, which its devices share evenly."""
 
-    def __init__(self, devices):
+    def __init__(self, devices: list[str]):
         super().__init__(devices=devices, auto_shard_dataset=False)
         self.devices_per_host = len(devices) // self.num_processes
 

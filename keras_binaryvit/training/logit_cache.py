@@ -131,7 +131,7 @@ def with_cached_logits(dataset: "tf.data.Dataset", path: str | os.PathLike) -> "
 class _Index:
     """Finds the rows of keys. `rows` may be a memory map: only the keys are held."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: np.ndarray):
         self._rows = rows
         keys = np.array(rows["key"])
         self._order = np.argsort(keys)
@@ -148,7 +148,7 @@ class _Index:
 
 
 def _keys(images):
-    digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images)
+    digests = (hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images)
     return np.frombuffer(b"".join(digests), "<u8")
 
 

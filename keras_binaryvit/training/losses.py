@@ -1,7 +1,11 @@
 """SoftCrossEntropy: the paper's only loss, from a teacher's logits."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from keras_binaryvit.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -27,13 +31,13 @@ class SoftCrossEntropy(keras.losses.Loss):
     Source: BinaryViT, arXiv 2306.16678, and the authors' code (T = 1); Hinton et al., arXiv 1503.02531, section 2.
     """
 
-    def __init__(self, temperature: float = 1.0, **kwargs):
+    def __init__(self, temperature: float = 1.0, **kwargs: Any):
         if not temperature > 0:
             raise ValueError(f"The temperature must be positive. Received: temperature={temperature}")
         super().__init__(dtype="float32", **{"name": "soft_cross_entropy", **kwargs})
         self.temperature = temperature
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if len(y_true.shape) != len(y_pred.shape) or y_true.shape[-1] != y_pred.shape[-1]:
             raise ValueError(
                 "The teacher and the student must have logits for the same classes. Received: teacher logits of shape "
@@ -44,5 +48,5 @@ class SoftCrossEntropy(keras.losses.Loss):
         log_probabilities = ops.log_softmax(y_pred / self.temperature, axis=-1)
         return -(self.temperature**2) * ops.sum(targets * log_probabilities, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "temperature": self.temperature}

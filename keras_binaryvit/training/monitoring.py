@@ -6,7 +6,6 @@ and `TensorBoard`, `ProgressBar`, `Checkpoints`, and `History`.
 
 import contextlib
 import warnings
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BinarySelfAttention
+from keras_binaryvit.typing import Logs, Tensor
 
 _DEAD_FLIP_RATIO = 1e-5
 _SMALL_LEARNING_RATE = 0.01  # of the largest so far
@@ -22,7 +22,7 @@ _SMALL_LEARNING_RATE = 0.01  # of the largest so far
 class LearningRateMonitor(keras.callbacks.Callback):
     """Logs `learning_rate`, that of the last step of the epoch."""
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         logs["learning_rate"] = _learning_rate(self.model)
 
 
@@ -41,7 +41,7 @@ class FlipMonitor(keras.callbacks.Callback):
         ValueError: When training begins: the model has no layer with a binarised kernel.
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._layers = {
             _name(layer, self.model): layer
             for layer in _layers(self.model)
@@ -54,10 +54,10 @@ class FlipMonitor(keras.callbacks.Callback):
         self._largest_learning_rate = 0.0
         self._warned = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._before = self._signs()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         _sync(self.model)
         after = self._signs()
         flips = {name: int(np.sum(signs != self._before[name])) for name, signs in after.items()}
@@ -99,11 +99,11 @@ class AttentionMonitor(keras.callbacks.Callback):
         ValueError: When training begins: the model has no `BinarySelfAttention` with binarised probabilities.
     """
 
-    def __init__(self, images: Any):
+    def __init__(self, images: Tensor):
         super().__init__()
         self.images = images
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._layers = {
             _name(layer, self.model): layer
             for layer in _layers(self.model)
@@ -116,7 +116,7 @@ class AttentionMonitor(keras.callbacks.Callback):
             )
         self._warned: set[str] = set()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         _sync(self.model)
         shares: dict[str, float] = {}
         with contextlib.ExitStack() as stack:

@@ -8,6 +8,8 @@ from typing import TextIO
 import keras
 from keras import ops
 
+from keras_binaryvit.typing import Logs
+
 _SECONDS_BETWEEN_DRAWINGS = 1.0  # on JAX, whose state has to be fetched to count images, a drawing isn't free
 _BAR_WIDTH = 20
 
@@ -32,13 +34,13 @@ class ProgressBar(keras.callbacks.Callback):
         self.file = file
         self._epoch_begun: float | None = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._file = self.file or sys.stdout
         self._steps = self.params.get("steps")
         self._training_begun = time.monotonic()
         self._first_epoch: int | None = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
         self._epoch = epoch
@@ -46,18 +48,19 @@ class ProgressBar(keras.callbacks.Callback):
         self._rate = None
         self._epoch_begun = self._drawn = time.monotonic()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self._step = batch + 1
         now = time.monotonic()
         if self._file.isatty() and now - self._drawn >= _SECONDS_BETWEEN_DRAWINGS:
             self._drawn = now
             self._draw(logs or {})
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs = None) -> None:
         self._stop_counting()  # before evaluation begins to count its own images
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._stop_counting()
+        assert self._epoch_begun is not None and self._first_epoch is not None  # since the epoch began
         self._steps = self._step
         values = [f"{name} {value:.4g}" for name, value in logs.items() if "/" not in name]
         now = time.monotonic()
@@ -71,6 +74,7 @@ class ProgressBar(keras.callbacks.Callback):
         self._epoch_begun = None
 
     def _draw(self, logs):
+        assert self._epoch_begun is not None  # since the epoch began
         elapsed = self._drawn - self._epoch_begun
         parts = [self._title()]
         if self._steps:

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.typing import Tensor
 
 
 def scaled_learning_rate(global_batch_size: int, base: float = 5e-4) -> float:
@@ -78,7 +79,7 @@ class CosineSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 f"epochs={epochs}"
             )
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         """Returns the learning rate of `step`, the number of steps done."""
         # Whole epochs are divided out as integers: float32 can't tell late steps apart.
         step = ops.cast(step, "int32")

@@ -1,6 +1,7 @@
 """AdaptedTeacher: any Keras classifier as the teacher of students that take other images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ from keras import ops
 
 from keras_binaryvit import data
 from keras_binaryvit.layers.checks import checked_image_shape
+from keras_binaryvit.typing import Tensor
 
 # Probabilities below it count as this: a logarithm that float16 still holds.
 _SMALLEST_PROBABILITY = 1e-30
@@ -57,7 +59,7 @@ class AdaptedTeacher(keras.Model):
     def __init__(
         self,
         teacher: keras.Model,
-        image_shape,
+        image_shape: Sequence[int],
         dataset: str,
         preprocess: Callable | None = None,
         classes: Sequence[int] | None = None,
@@ -77,7 +79,7 @@ class AdaptedTeacher(keras.Model):
         self._scale = 255 / (white - black)
         self._black = black
         rows, columns, teacher_channels = _input_shape(teacher) or (None, None, channels)
-        self._teacher_size = None if None in (rows, columns) else (rows, columns)
+        self._teacher_size: Any = None if None in (rows, columns) else (rows, columns)
         self._to_rgb = channels == 1 and teacher_channels == 3
         self.classes = None
         outputs = self.compute_output_spec(keras.KerasTensor((None, height, width, channels)))
@@ -92,7 +94,7 @@ class AdaptedTeacher(keras.Model):
             self.classes = np.array(classes, "int32")
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         images = (inputs - self._black) * self._scale
         if self._to_rgb:
             images = ops.repeat(images, 3, axis=-1)
