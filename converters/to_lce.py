@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 class Steps:
     """Prints what is being done, and at its end how long it took."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._start = time.perf_counter()
 
     def begin(self, what: str) -> None:
@@ -77,7 +77,7 @@ def main() -> None:
         preprocessing = kb.data.preprocessing(arguments.verify, model.input_shape[1], arguments.data_dir)
         classes = kb.data.info(arguments.verify, arguments.data_dir).class_names
     if arguments.labels:
-        classes = Path(arguments.labels).read_text(encoding="utf-8").splitlines()
+        classes = tuple(Path(arguments.labels).read_text(encoding="utf-8").splitlines())
     steps.begin("Freezing and converting")
     flatbuffer = kb.deploy.convert(model, arguments.ops, arguments.float16_tables)
     ops = kb.deploy.count_ops(flatbuffer)

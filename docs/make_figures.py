@@ -18,7 +18,7 @@ FIGURES = {
 }
 
 
-def main():
+def main() -> None:
     """Writes one PNG for each quantiser, beside this file."""
     for name, (quantizer, limits) in FIGURES.items():
         figure = visualize.quantizer(quantizer, limits)

@@ -1,6 +1,7 @@
 """What the small examples share: train a BinaryViT, convert it, run the .tflite over the test split, and report."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -19,7 +20,14 @@ def accuracy_without_a_file(model: keras.Model, images: np.ndarray, labels: np.n
     return np.mean(trained == labels), np.mean(frozen == labels)
 
 
-def plot(path: Path, history: dict, images: np.ndarray, labels, predictions, class_names) -> None:
+def plot(
+    path: Path,
+    history: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    class_names: Sequence[str],
+) -> None:
     """Saves the learning curve and the first test images with what the .tflite says, wrong ones in red."""
     import matplotlib
 
@@ -27,7 +35,7 @@ def plot(path: Path, history: dict, images: np.ndarray, labels, predictions, cla
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
+    ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.2))
     axes = left.subplots()
     epochs = range(1, len(history["accuracy"]) + 1)
     axes.plot(epochs, history["accuracy"], label="training")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Recipe:
     resume: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
+def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Adds an option for everything in `Recipe` but the data set and the image size, and one for Keras' backend."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)} | defaults
 
@@ -116,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
     switch(machine, "remat", "compute blocks again in the backward pass: less memory, more time")
 
 
-def recipe(arguments: argparse.Namespace, **others) -> Recipe:
+def recipe(arguments: argparse.Namespace, **others: Any) -> Recipe:
     """Returns what was chosen, and sets Keras' backend, which is fixed when Keras is first imported."""
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 from recipe import Recipe
@@ -19,7 +21,7 @@ _REAL = {"input_quantizer": None, "kernel_quantizer": None, "binary_probabilitie
 _FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
 
 
-def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[keras.Model, dict[str, list[float]]]:
+def train(recipe: Recipe, network: type[keras.Model], **arguments: Any) -> tuple[keras.Model, dict[str, list[float]]]:
     """Trains `network(**arguments)` as `recipe` says, for the data set's images and classes.
 
     Returns:
@@ -52,13 +54,15 @@ def train(recipe: Recipe, network: type[keras.Model], **arguments) -> tuple[kera
         return model, fit(recipe, model, teacher, distribution)
 
 
-def _devices(recipe: Recipe):
+def _devices(recipe: Recipe) -> contextlib.AbstractContextManager[kb.training.Distribution]:
     if keras.backend.backend() == "torch" and recipe.devices is None:
         return contextlib.nullcontext(kb.training.Distribution(("default",)))
     return kb.training.distribute(recipe.devices)
 
 
-def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution) -> dict[str, list[float]]:
+def fit(
+    recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution: kb.training.Distribution
+) -> dict[str, list[float]]:
     """Trains a stage of the recipe, from its newest checkpoint if it continues, and returns the logs of all epochs."""
     recipe.output.mkdir(parents=True, exist_ok=True)
     checkpoints = kb.training.Checkpoints(recipe.output / "checkpoints", keep=recipe.keep)
@@ -111,7 +115,7 @@ def fit(recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distrib
     return checkpoints.history
 
 
-def _monitors(recipe: Recipe, model: keras.Model, few_images) -> list[keras.callbacks.Callback]:
+def _monitors(recipe: Recipe, model: keras.Model, few_images: Any) -> list[keras.callbacks.Callback]:
     """Returns what watches the training; each sees what those before it have logged."""
     monitors = [kb.training.RaiseOnNaN(), kb.training.LearningRateMonitor()]
     if any(kb.quantizers.is_one_bit(getattr(layer, "kernel_quantizer", None)) for layer in model._flatten_layers()):
@@ -129,7 +133,7 @@ def _monitors(recipe: Recipe, model: keras.Model, few_images) -> list[keras.call
 
 
 @contextlib.contextmanager
-def _explained(recipe: Recipe):
+def _explained(recipe: Recipe) -> Iterator[None]:
     """Says what to do where TensorFlow's input pipeline can't decode an image."""
     import tensorflow as tf
 

@@ -8,11 +8,13 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 
-from binaryvit_runtime import Classifier
+from binaryvit_runtime import Classifier, Prediction
+from PIL.Image import Image
 
 
-def frames(size):
+def frames(size: tuple[int, int]) -> Iterator[Image]:
     """Yields images of the camera, the newest one each time."""
     try:
         from picamera2 import Picamera2
@@ -28,7 +30,7 @@ def frames(size):
             yield camera.capture_image()
 
 
-def show(predictions, seconds):
+def show(predictions: list[Prediction], seconds: float) -> None:
     """Prints the classes in one line, over the last one on a terminal."""
     text = "  ".join(f"{prediction.probability:.0%} {prediction.label}" for prediction in predictions)
     line = f"{text}  ({1000 * seconds:.1f} ms)"
@@ -38,7 +40,7 @@ def show(predictions, seconds):
         print(line, flush=True)
 
 
-def main():
+def main() -> None:
     """Classifies the image, or what the camera sees."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a .tflite file that keras_binaryvit has converted")

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,9 @@ class Measurement:
         return {"mean": float(self.times.mean()), "median": p50, "p10": p10, "p90": p90, "p99": p99}
 
 
-def measure(models: list[str], threads: int, runs: int, warm_up: int, profile: bool, progress) -> list[Measurement]:
+def measure(
+    models: list[str], threads: int, runs: int, warm_up: int, profile: bool, progress: Callable[[int], object]
+) -> list[Measurement]:
     """Runs the models by turns, so that whatever else the machine does meets all of them.
 
     Args:
@@ -136,14 +139,14 @@ def _times_table(measurements, models):
 def _profile_tables(result):
     """Returns what the operators of a kind take, and the slowest of all, in means over the inferences."""
     runs, mean = len(result.times), float(result.times.mean())
-    kinds = collections.defaultdict(lambda: [0, 0.0])
+    kinds: dict[str, list] = collections.defaultdict(lambda: [0, 0.0])
     for operator in result.operators:
         kinds[operator.op][0] += 1
         kinds[operator.op][1] += operator.nanoseconds / runs / 1e6
-    kinds = sorted(kinds.items(), key=lambda item: -item[1][1])
-    rest = mean - sum(spent for _, (_, spent) in kinds)
+    slowest_kinds = sorted(kinds.items(), key=lambda item: -item[1][1])
+    rest = mean - sum(spent for _, (_, spent) in slowest_kinds)
     rows = [["operators", "number", "ms", "share"]]
-    rows += [[name, str(number), f"{spent:.3f}", f"{spent / mean:.1%}"] for name, (number, spent) in kinds]
+    rows += [[name, str(number), f"{spent:.3f}", f"{spent / mean:.1%}"] for name, (number, spent) in slowest_kinds]
     rows += [[_REST, "", f"{rest:.3f}", f"{rest / mean:.1%}"], ["an inference", "", f"{mean:.3f}", "100.0%"]]
     slowest = sorted(result.operators, key=lambda operator: -operator.nanoseconds)[:_SLOWEST]
     slow_rows = [["slowest, with their outputs", "ms", "share"]]
@@ -189,11 +192,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 class _Progress:
     """A bar on stderr, where that is a terminal."""
 
-    def __init__(self, total):
+    def __init__(self, total: int):
         self._total, self._done, self._shown = total, 0, -1
         self._visible = sys.stderr.isatty()
 
-    def __call__(self, steps):
+    def __call__(self, steps: int) -> None:
         self._done += steps
         percent = 100 * self._done // self._total
         if self._visible and percent != self._shown:

@@ -61,12 +61,13 @@ class Classifier:
     ):
         content = read_model(model)
         metadata = read_metadata(content)
-        self.preprocessing = preprocessing or metadata.preprocessing
-        if self.preprocessing is None:
+        described = preprocessing or metadata.preprocessing
+        if described is None:
             raise ValueError(
                 "The model doesn't say how to prepare its images; give preprocessing=Preprocessing(mean, std) with the "
                 "values of training."
             )
+        self.preprocessing = described
         self._outputs = outputs or metadata.outputs or "logits"
         if self._outputs not in ("logits", "probabilities"):
             raise ValueError(f"outputs must be 'logits' or 'probabilities'. Received: {outputs!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def library_path() -> Path:
     return path
 
 
-def load_delegate(num_threads: int | None = None, profile: bool = False):
+def load_delegate(num_threads: int | None = None, profile: bool = False) -> Any:
     """Returns a delegate for `experimental_delegates` of a LiteRT interpreter; each interpreter needs its own.
 
     It runs in `ai_edge_litert.interpreter.Interpreter` and in `tf.lite.Interpreter`.

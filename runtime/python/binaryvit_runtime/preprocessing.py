@@ -40,7 +40,7 @@ class Preprocessing:
     resize: int | None = None
     interpolation: str = "bilinear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, (tuple, list)) or not all(_is_finite(value) for value in values):
@@ -76,25 +76,25 @@ class Preprocessing:
         """
         from PIL import Image
 
-        image = _open(image).convert(_MODES[len(self.mean)])
+        picture = _open(image).convert(_MODES[len(self.mean)])
         short = min(height, width)
         resize = short if self.resize is None else self.resize
         if resize < short:
             raise ValueError(f"The model takes {height} x {width} pixels, more than resize={resize} gives.")
-        if max(image.size) > _LARGEST_ASPECT * min(image.size):
+        if max(picture.size) > _LARGEST_ASPECT * min(picture.size):
             raise ValueError(
-                f"The image has {image.width} x {image.height} pixels; the model would see its centre only. Cut it."
+                f"The image has {picture.width} x {picture.height} pixels; the model would see its centre only. Cut it."
             )
         # The image covers as many times the crop as `resize` is longer than the crop's short side.
         cover_width, cover_height = (side * resize // short for side in (width, height))
-        if cover_width * image.height >= cover_height * image.width:
-            size = cover_width, cover_width * image.height // image.width
+        if cover_width * picture.height >= cover_height * picture.width:
+            size = cover_width, cover_width * picture.height // picture.width
         else:
-            size = cover_height * image.width // image.height, cover_height
-        if size != image.size:
-            image = image.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
+            size = cover_height * picture.width // picture.height, cover_height
+        if size != picture.size:
+            picture = picture.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32)
+        pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (pixels.reshape(height, width, len(mean)) - 255 * mean) / (255 * std)
 

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,12 @@ def _library():
     return library
 
 
-def kernels_of(delegate) -> str:
+def kernels_of(delegate: Any) -> str:
     """Returns the name of the kernels that a delegate of `load_delegate` runs."""
     return _library().binaryvit_kernels(delegate._get_native_delegate_pointer()).decode()
 
 
-def read_profile(delegate) -> list[OperatorTime]:
+def read_profile(delegate: Any) -> list[OperatorTime]:
     """Returns what each operator took, of a delegate of `load_delegate` whose interpreter is still there."""
     pointer = delegate._get_native_delegate_pointer()
     count = _library().binaryvit_profile(pointer, None, 0)
