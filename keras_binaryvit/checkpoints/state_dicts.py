@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _npz(state: StateDict) -> bytes:
+def _npz(state: dict[str, Any]) -> bytes:  # `Any`, because for NumPy's type hints each name could be `allow_pickle`
     content = io.BytesIO()
     np.savez(content, **state)
     return content.getvalue()

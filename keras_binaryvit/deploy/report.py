@@ -87,7 +87,7 @@ def input_shares(model: keras.Model, images: np.ndarray) -> dict[str, float]:
             values.setdefault(path, []).append(float(keras.ops.mean(keras.ops.cast(outputs > 0, "float32"))))
             return outputs
 
-        record.precision = 1  # type: ignore[attr-defined]  # so that the layer knows itself to be binary still
+        record.precision = 1  # type: ignore[attr-defined]  # a function has no `precision`, and a binary layer asks for it
         return record
 
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -79,8 +80,10 @@ def unpack(model: keras.Model, packed: dict[str, np.ndarray], without: tuple[str
 
 def save(model: keras.Model, path: str | os.PathLike) -> str:
     """Writes `pack(model)` to a file and returns its SHA-256, the same for the same weights."""
+    # `Any`, because for NumPy's type hints each name could be `allow_pickle`.
+    arrays: dict[str, Any] = pack(model)
     with open(path, "wb") as file:
-        np.savez(file, **pack(model))
+        np.savez(file, **arrays)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

@@ -298,7 +298,10 @@ class _Checkpoint:
 
     def write(self, path: Path) -> None:
         temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
-        content = {f"{group}/{i:04d}": array for group, arrays in self.arrays.items() for i, array in enumerate(arrays)}
+        # `Any`, because for NumPy's type hints each name could be `allow_pickle`.
+        content: dict[str, Any] = {
+            f"{group}/{i:04d}": array for group, arrays in self.arrays.items() for i, array in enumerate(arrays)
+        }
         dtypes = {group: [array.dtype.name for array in arrays] for group, arrays in self.arrays.items()}
         metadata = {
             "epoch": self.epoch,
@@ -311,7 +314,7 @@ class _Checkpoint:
         content["metadata"] = np.array(json.dumps(metadata).encode())
         try:
             with open(temporary, "w+b") as file:
-                np.savez(file, **content)  # type: ignore[arg-type]
+                np.savez(file, **content)
                 with zipfile.ZipFile(file, "a") as archive:
                     archive.comment = b"-" * _DIGEST_SIZE  # the end of the file, overwritten below
                 end = file.seek(-_DIGEST_SIZE, os.SEEK_END)
