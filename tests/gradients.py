@@ -5,6 +5,15 @@ import numpy as np
 from keras import ops
 
 
+def compiled(function):
+    """Compiles `function` as a whole on JAX, where one program for each of its operations takes much longer."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def value_and_gradient(function, *arrays, upstream=None):
     """Returns `(function(*arrays), gradients)`: one gradient for each array, zero where it plays no part.
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
+from gradients import compiled
 from keras import ops
 
 import keras_binaryvit as kb
@@ -43,7 +45,7 @@ def train_step(model, images, labels, training):
             logits, others = model.stateless_call(trainable, others, images, training=training)
             return loss_function(labels, logits), (logits, others)
 
-        differentiate = jax.value_and_grad(function, has_aux=True)
+        differentiate = compiled(jax.value_and_grad(function, has_aux=True))
         values = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
         (loss, (logits, others)), gradients = differentiate(*values)
         for variable, value in zip(model.non_trainable_variables, others, strict=True):
@@ -87,9 +89,9 @@ class Recording:
             if isinstance(layer, kb.layers.BinaryTransformerBlock):
                 tensors[f"input/{number}"] = layer.input
                 blocks[number] = layer
-        computed = keras.Model(model.input, tensors)(self.images, training=False)
+        computed = compiled(partial(keras.Model(model.input, tensors), training=False))(self.images)
         for number, block in blocks.items():
-            computed |= self._inside(block, computed.pop(f"input/{number}"), number)
+            computed |= compiled(partial(self._inside, block, index=number))(computed.pop(f"input/{number}"))
         recorded = {name: f"eval/{name}" for name in computed if f"eval/{name}" in self.arrays}
         return {name: relative_error(computed[name], self.arrays[key]) for name, key in recorded.items()}
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import parity
 import pytest
+from gradients import compiled
 from layer_checks import normal, numpy, randomize
 
 import keras_binaryvit as kb
@@ -50,7 +51,7 @@ def test_recordings(name):
     recording = parity.GOLDEN / name
     model = from_torch(recording.with_suffix(".npz"), config=recording.with_suffix(".json"))
     arrays = np.load(recording.with_suffix(".npz"))
-    assert parity.relative_error(model(arrays["input"].transpose(0, 2, 3, 1)), arrays["eval/logits"]) < 1e-5
+    assert parity.relative_error(compiled(model)(arrays["input"].transpose(0, 2, 3, 1)), arrays["eval/logits"]) < 1e-5
 
 
 def test_preset_with_the_checkpoints_classes():

@@ -1,10 +1,6 @@
 """DeiT: its presets, saving and training; its values are in test_parity.py."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -75,22 +71,6 @@ def test_config_round_trip():
     assert clone.get_layer("block_1_expand").dtype_policy.name == "mixed_bfloat16"
     logits = clone(normal(2, 8, 12, 3))
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
-
-
-def test_loads_in_a_new_process(tmp_path):
-    model, x = randomize(small()), normal(2, 8, 12, 3)
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "x.npy", x)
-    script = """
-import keras, keras_binaryvit, numpy as np
-model = keras.saving.load_model("model.keras")
-assert type(model) is keras_binaryvit.DeiT
-np.save("logits.npy", keras.ops.convert_to_numpy(model(np.load("x.npy"))))
-"""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": root}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), numpy(model(x)), rtol=1e-6, atol=1e-6)
 
 
 def test_fits():

@@ -1,10 +1,5 @@
 """FlatBinaryViT: its presets, rows, saving and training; its values are in test_parity.py."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -112,26 +107,6 @@ def test_config_round_trip(row):
     reduce = clone.get_layer("block_1").feed_forward.reduce.dense
     assert type(reduce.kernel_quantizer).__name__ == "MagnitudeAwareSign"
     assert type(reduce.input_quantizer).__name__ == "SteSign"
-
-
-def test_loads_in_a_new_process(tmp_path):
-    models = [randomize(small(**row), seed) for seed, row in enumerate([ROWS[0], ROWS[3]])]
-    x = normal(2, 8, 12, 3)
-    for i, model in enumerate(models):
-        model.save(tmp_path / f"{i}.keras")
-    np.save(tmp_path / "x.npy", x)
-    script = """
-import keras, keras_binaryvit, numpy as np
-for i in range(2):
-    model = keras.saving.load_model(f"{i}.keras")
-    assert type(model) is keras_binaryvit.FlatBinaryViT
-    np.save(f"{i}.npy", keras.ops.convert_to_numpy(model(np.load("x.npy"))))
-"""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": root}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
-    for i, model in enumerate(models):
-        np.testing.assert_allclose(np.load(tmp_path / f"{i}.npy"), numpy(model(x)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[3]])
