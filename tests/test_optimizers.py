@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from gradients import compiled
 from keras import ops
 from larq_optimizers_recording import BOPS, gradients, recording, variables
 from requirements import needs_larq
@@ -28,13 +29,12 @@ def argument(value):
 def trajectory(optimizer, weights, steps):
     """Yields the weights after each step; on JAX by way of `stateless_apply`, as `fit` does it."""
     optimizer.build(weights)
+    step = compiled(optimizer.stateless_apply)
     for grads in steps:
         grads = [ops.convert_to_tensor(gradient) for gradient in grads[: len(weights)]]
         if keras.backend.backend() == "jax":
-            import jax
-
             state = [v.value for v in optimizer.variables], grads, [v.value for v in weights]
-            new_weights, new_state = jax.jit(optimizer.stateless_apply)(*state)
+            new_weights, new_state = step(*state)
             for variable, value in zip([*weights, *optimizer.variables], [*new_weights, *new_state], strict=True):
                 variable.assign(value)
         else:

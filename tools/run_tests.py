@@ -136,7 +136,7 @@ def run(part: Part, folder: Path) -> Result:
         report.unlink(missing_ok=True)
         arguments = list(command)
         if command[0] == "pytest":
-            arguments = [*PYTHON, "pytest", "-n", "2", f"--junitxml={report}", *command[1:]]
+            arguments = [*PYTHON, "pytest", "-n", "2", "--dist", "worksteal", f"--junitxml={report}", *command[1:]]
         status = subprocess.run(arguments, cwd=ROOT / part.folder, env=environment).returncode
         result.add(" ".join(command), status, report)
     result.seconds = time.monotonic() - start

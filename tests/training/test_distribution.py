@@ -27,7 +27,6 @@ TOLERANCE = 1e-5
 def run_workers(backend, folder, *processes):
     """Runs worker processes side by side, each with its own arguments, and returns what they recorded."""
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[2])}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
     files = [folder / f"{number}.npz" for number in range(len(processes))]
     running = [
         subprocess.Popen(
