@@ -1,11 +1,33 @@
-"""Most of the time of the tests is compilation on XLA: it compiles quickly rather than well, and each program once."""
+"""How the tests compile, which most of their time goes to, and how they run scripts."""
 
 import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+CONVERTERS = Path(__file__).parents[1] / "converters"
 
 
 def pytest_configure(config):
-    """Runs before a backend is imported; the processes that tests start inherit it."""
+    """Has XLA compile quickly rather than well, and each program once.
+
+    This runs before a backend is imported, and the processes that tests start inherit it.
+    """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture
+def run_converter(monkeypatch, capsys):
+    """Runs a converter's script in this process; returns what it printed, or raises SystemExit."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(CONVERTERS / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run

@@ -2,29 +2,12 @@
 
 import json
 import os
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import parity
 import pytest
 
 import keras_binaryvit as kb
-
-CONVERTERS = Path(__file__).parents[2] / "converters"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a script; returns what it printed, or raises SystemExit."""
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(CONVERTERS / script), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
 
 
 def golden(name):
@@ -35,17 +18,17 @@ def golden(name):
     "name, ending",
     [("pyramid_mini", ".npz"), ("flat_row1_cls", ".safetensors"), ("flat_row4_branch_ls", ".pth"), ("deit_fp", ".pth")],
 )
-def test_there_and_back(name, ending, run, tmp_path):
+def test_there_and_back(name, ending, run_converter, tmp_path):
     if ending == ".pth":
         pytest.importorskip("torch")
     checkpoint, *config = golden(name)
     model, written, again = tmp_path / "model.keras", tmp_path / f"model{ending}", tmp_path / "again.keras"
-    out = run("from_torch.py", checkpoint, model, *config)
+    out = run_converter("from_torch.py", checkpoint, model, *config)
     assert "10 classes" in out and f"Wrote {model}" in out
-    assert f"Wrote {len(kb.checkpoints.torch_parameters(kb.deploy.load_model(model)))} tensors" in run(
+    assert f"Wrote {len(kb.checkpoints.torch_parameters(kb.deploy.load_model(model)))} tensors" in run_converter(
         "to_torch.py", model, written
     )
-    run("from_torch.py", written, again, *config)
+    run_converter("from_torch.py", written, again, *config)
 
     recording = parity.Recording(name)
     state = kb.checkpoints.to_torch_state_dict(kb.deploy.load_model(again))
@@ -55,18 +38,20 @@ def test_there_and_back(name, ending, run, tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in (model, written, again))
 
 
-def test_a_training_checkpoint(run, tmp_path):
+def test_a_training_checkpoint(run_converter, tmp_path):
     torch = pytest.importorskip("torch")
     recording = parity.Recording("deit_fp")
     state = {name: torch.from_numpy(array) for name, array in recording.state.items()}
     torch.save({"model": state, "epoch": 299}, tmp_path / "best.pth")
     (tmp_path / "config.json").write_text(json.dumps(recording.config["config"]))
-    run("from_torch.py", tmp_path / "best.pth", tmp_path / "model.keras", "--config", tmp_path / "config.json")
+    run_converter(
+        "from_torch.py", tmp_path / "best.pth", tmp_path / "model.keras", "--config", tmp_path / "config.json"
+    )
     logits = kb.deploy.load_model(tmp_path / "model.keras")(recording.images)
     assert parity.relative_error(logits, recording.arrays["eval/logits"]) < 1e-5
 
 
-def test_errors_are_one_line_and_leave_the_old_file(run, tmp_path):
+def test_errors_are_one_line_and_leave_the_old_file(run_converter, tmp_path):
     checkpoint, *config = golden("deit_fp")
     model = tmp_path / "model.keras"
     model.write_bytes(b"old")
@@ -79,21 +64,21 @@ def test_errors_are_one_line_and_leave_the_old_file(run, tmp_path):
         ((checkpoint, model, "--config", tmp_path / "missing.json"), "There is no file"),
     ):
         with pytest.raises(SystemExit) as stop:
-            run("from_torch.py", *arguments)
+            run_converter("from_torch.py", *arguments)
         assert str(stop.value).startswith("from_torch.py: ") and message in str(stop.value)
         assert "\n" not in str(stop.value)
     assert model.read_bytes() == b"old"
     with pytest.raises(SystemExit, match="to_torch.py: .*no whole .keras file"):
-        run("to_torch.py", model, tmp_path / "x.npz")
+        run_converter("to_torch.py", model, tmp_path / "x.npz")
     assert sorted(os.listdir(tmp_path)) == ["cut.npz", "model.keras"]
 
 
-def test_all_mismatches_are_listed(run, tmp_path):
+def test_all_mismatches_are_listed(run_converter, tmp_path):
     checkpoint = golden("flat_row1_cls")[0]
     config = json.loads((parity.GOLDEN / "flat_row1_cls.json").read_text())["config"]
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "image_size": 64}))
     with pytest.raises(SystemExit) as stop:
-        run("from_torch.py", checkpoint, tmp_path / "model.keras", "--config", tmp_path / "config.json")
+        run_converter("from_torch.py", checkpoint, tmp_path / "model.keras", "--config", tmp_path / "config.json")
     lines = str(stop.value).splitlines()
     # A whole block is missing, and the position embedding has another size.
     names = [name for name in parity.Recording("flat_row1_cls").state if ".layer.1." in name]
@@ -105,15 +90,15 @@ def test_all_mismatches_are_listed(run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--preset", "deit_small", "--config", "config.json"]])
-def test_one_architecture_is_needed(arguments, run, capsys):
+def test_one_architecture_is_needed(arguments, run_converter, capsys):
     with pytest.raises(SystemExit):
-        run("from_torch.py", "x.npz", "x.keras", *arguments)
+        run_converter("from_torch.py", "x.npz", "x.keras", *arguments)
     assert "--preset" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", ["from_torch.py", "to_torch.py"])
-def test_help(script, run, capsys):
+def test_help(script, run_converter, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(script, "--help")
+        run_converter(script, "--help")
     assert stop.value.code == 0
     assert f"python converters/{script} " in capsys.readouterr().out

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import fused_reference
 import keras
@@ -32,7 +31,6 @@ try:
 except ImportError:
     binaryvit_runtime = None
 with_runtime = pytest.mark.skipif(not binaryvit_runtime, reason="binaryvit-runtime isn't installed")
-TO_LCE = Path(__file__).parents[2] / "converters" / "to_lce.py"
 BLOCK = {"BinaryVitAttention": 1, "BinaryVitPooling": 1, "BinaryVitFeedForward": 1}
 
 
@@ -455,13 +453,12 @@ def test_without_the_runtime(model, flatbuffer, x, monkeypatch):
 
 
 @with_runtime
-def test_command_line(model, tmp_path):
+def test_command_line(model, run_converter, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
-    arguments = [tmp_path / "model.keras", output, "--ops", "fused", "--float16-tables", "--images", "4"]
-    done = subprocess.run([sys.executable, str(TO_LCE), *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "2 BinaryVitAttention" in done.stdout and "agreement" in done.stdout
+    arguments = ["--ops", "fused", "--float16-tables", "--images", 4]
+    out = run_converter("to_lce.py", tmp_path / "model.keras", output, *arguments)
+    assert "2 BinaryVitAttention" in out and "agreement" in out
     assert kb.deploy.count_ops(output.read_bytes())["DEQUANTIZE"] == 1
 
 

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import parity
 import pytest
+from conftest import CONVERTERS
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
 from requirements import needs_lce
@@ -19,7 +19,6 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
 pytestmark = needs_lce
 
-TO_LCE = Path(__file__).parents[2] / "converters" / "to_lce.py"
 BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
@@ -206,28 +205,24 @@ def test_wrong_arguments(model, flatbuffer, x):
         kb.deploy.convert(dynamic)
 
 
-def to_lce(*arguments):
-    return subprocess.run([sys.executable, str(TO_LCE), *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_command_line(model, tmp_path):
+def test_command_line_in_a_new_process(model, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
-    done = to_lce(tmp_path / "model.keras", output, "--images", 4)
+    command = [sys.executable, str(CONVERTERS / "to_lce.py"), tmp_path / "model.keras", output, "--images", "4"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "14 LceBconv2d" in done.stdout and "agreement 100.00%" in done.stdout
     assert kb.deploy.count_ops(output.read_bytes())["LceBconv2d"] == 14
 
 
-def test_command_line_refuses_a_cut_file_and_keeps_the_old_output(model, tmp_path):
+def test_command_line_refuses_a_cut_file_and_keeps_the_old_output(model, run_converter, tmp_path):
     model.save(tmp_path / "model.keras")
     cut = tmp_path / "cut.keras"
     cut.write_bytes((tmp_path / "model.keras").read_bytes()[:5000])
     output = tmp_path / "model.tflite"
     output.write_bytes(b"old")
-    done = to_lce(cut, output)
-    assert done.returncode != 0
-    assert "no whole .keras file" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(SystemExit, match="no whole .keras file"):
+        run_converter("to_lce.py", cut, output)
     assert output.read_bytes() == b"old"
 
 

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -169,22 +166,19 @@ def test_preprocessing_says_what_load_does():
 
 
 @needs_lce
-def test_command_line_writes_the_data_sets(tmp_path):
+def test_command_line_writes_the_data_sets(run_converter, tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.save(tmp_path / "model.keras")
     (tmp_path / "names.txt").write_text("".join(f"digit {index}\n" for index in range(10)))
     (tmp_path / "short.txt").write_text("one\ntwo\n")
-    script = Path(__file__).parents[2] / "converters" / "to_lce.py"
 
     def convert(output, *arguments):
-        command = [sys.executable, script, tmp_path / "model.keras", tmp_path / output, "--images", "2", *arguments]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        run_converter("to_lce.py", tmp_path / "model.keras", tmp_path / output, "--images", 2, *arguments)
 
-    labelled = convert("a.tflite", "--verify", "digits", "--labels", tmp_path / "names.txt")
-    assert labelled.returncode == 0, labelled.stderr
+    convert("a.tflite", "--verify", "digits", "--labels", tmp_path / "names.txt")
     written = content((tmp_path / "a.tflite").read_bytes())
     assert written["labels"] == [f"digit {index}" for index in range(10)]
     assert written["mean"] == [0.3052] and written["std"] == [0.376] and written["resize"] == 8
-    short = convert("b.tflite", "--labels", tmp_path / "short.txt")
-    assert short.returncode != 0 and "has 10 classes. Received: 2 labels" in short.stderr
+    with pytest.raises(SystemExit, match="has 10 classes. Received: 2 labels"):
+        convert("b.tflite", "--labels", tmp_path / "short.txt")
     assert not (tmp_path / "b.tflite").exists()

@@ -94,7 +94,7 @@ def test_another_number_of_classes(flatbuffer):
 
 
 def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path):
-    """Also of a model with a layer of the user's own, from a module beside the script."""
+    """Of a model with a layer of the user's own, too, from a module beside the script."""
     pytest.importorskip("jax", reason="JAX isn't installed")
     model.save(tmp_path / "model.keras")
     (tmp_path / "my_layers.py").write_text(
@@ -113,14 +113,12 @@ def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path
         assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
         model = keras.saving.load_model("model.keras")
         twice = keras.Model(model.inputs, my_layers.Twice()(model.outputs[0]))
-        open("plain.tflite", "wb").write(kb.deploy.convert(model))
         open("twice.tflite", "wb").write(kb.deploy.convert(twice))
         """)
     )
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True)
-    plain, twice = ((tmp_path / name).read_bytes() for name in ("plain.tflite", "twice.tflite"))
-    assert kb.deploy.count_ops(plain) == kb.deploy.count_ops(flatbuffer)
+    twice = (tmp_path / "twice.tflite").read_bytes()
+    assert kb.deploy.count_ops(twice) == kb.deploy.count_ops(flatbuffer)  # the factor is in the head
     expected = kb.deploy.predict(flatbuffer, IMAGES[:4])
-    np.testing.assert_allclose(kb.deploy.predict(plain, IMAGES[:4]), expected, rtol=1e-5)
     np.testing.assert_allclose(kb.deploy.predict(twice, IMAGES[:4]), 2 * expected, rtol=1e-5)
