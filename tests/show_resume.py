@@ -17,23 +17,27 @@ def run(*arguments, backend):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return done.returncode, dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    return done.returncode, lines(done.stdout)
 
 
-def compare(folder, backend, epoch=1, step=1):
-    """Returns what an uninterrupted run prints, and what one prints that was killed in `epoch` and continued."""
-    _, whole = run(folder / "whole", backend=backend)
-    status, _ = run(folder / "killed", epoch, step, backend=backend)
+def lines(text):
+    """Returns the worker's lines as a dictionary by their first word."""
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
+def kill_and_resume(folder, backend, epoch=1, step=1):
+    """Returns what a run prints that was killed in `epoch` and continued."""
+    status, _ = run(folder, epoch, step, backend=backend)
     if status != -signal.SIGKILL:
         raise RuntimeError(f"The worker wasn't killed: it ended with {status}.")
-    _, resumed = run(folder / "killed", backend=backend)
-    return whole, resumed
+    return run(folder, backend=backend)[1]
 
 
 def main():
     for backend in sys.argv[1:] or ["tensorflow", "jax"]:
         with tempfile.TemporaryDirectory() as folder:
-            whole, resumed = compare(Path(folder), backend)
+            _, whole = run(Path(folder, "whole"), backend=backend)
+            resumed = kill_and_resume(Path(folder, "killed"), backend)
         print(f"{backend}: SHA-256 of the final weights and optimizer state")
         print(f"  uninterrupted                                {whole['digest']}")
         print(f"  killed in epoch 2 of 3, continued after {resumed['restored']}    {resumed['digest']}")

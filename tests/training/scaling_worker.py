@@ -1,8 +1,10 @@
 """Trains a small BinaryViT on digits and writes down what came of it: one process of a test or measurement of scaling.
 
     KERAS_BACKEND=jax python scaling_worker.py out.npz --devices 2 [--processes 2 --process 0 --address 127.0.0.1:1234]
+    KERAS_BACKEND=jax python scaling_worker.py {}.npz --devices 1 2
 
 The data are two hosts' parts. A process of two feeds its own one; a process alone feeds both, joined batch by batch.
+With several numbers of devices it trains once with each, and the file's name says where the number goes.
 """
 
 import argparse
@@ -15,7 +17,7 @@ BATCH_SIZE = 16
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
-    parser.add_argument("--devices", type=int, required=True)
+    parser.add_argument("--devices", type=int, nargs="+", required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--address", help="of process 0")
@@ -29,14 +31,21 @@ def main():
     arguments = parse()
     # Compiled quickly, rather than to run fast.
     os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={arguments.devices} --xla_backend_optimization_level=0"
+        f"--xla_force_host_platform_device_count={max(arguments.devices)} --xla_backend_optimization_level=0"
     )
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(arguments.devices))
+    for devices in arguments.devices:
+        train(arguments, devices)
+
+
+def train(arguments, devices):
     import keras
     import numpy as np
     import tensorflow as tf
 
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * arguments.devices)
     import keras_binaryvit as kb
 
     def load(shard):
@@ -47,19 +56,19 @@ def main():
     def join(*batches):
         return tuple(tf.concat(parts, axis=0) for parts in zip(*batches, strict=True))
 
-    class Recorder(keras.callbacks.Callback):
-        losses: list[float] = []
-        seconds: list[float] = []
+    losses, seconds = [], []
 
+    class Recorder(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             self.start = time.perf_counter()
 
         def on_train_batch_end(self, batch, logs=None):
-            self.losses.append(float(logs["loss"]))
-            self.seconds.append(time.perf_counter() - self.start)
+            losses.append(float(logs["loss"]))
+            seconds.append(time.perf_counter() - self.start)
 
+    keras.utils.clear_session()
     hosts = {"job_addresses": arguments.address, "num_processes": arguments.processes, "process_id": arguments.process}
-    with kb.training.distribute(arguments.devices, **(hosts if arguments.processes > 1 else {})) as distribution:
+    with kb.training.distribute(devices, **(hosts if arguments.processes > 1 else {})) as distribution:
         keras.utils.set_random_seed(0)
         model = kb.BinaryViT(
             image_shape=(arguments.image_size, arguments.image_size, 1),
@@ -79,16 +88,16 @@ def main():
             data = tf.data.Dataset.zip(load((0, 2)), load((1, 2))).map(lambda *batches: join(*batches))
         model.fit(data, callbacks=[Recorder()], verbose=0)
         record = {f"weight {weight.path}": np.array(weight) for weight in model.weights}
-        record |= {"loss": Recorder.losses, "seconds": Recorder.seconds}
+        record |= {"loss": losses, "seconds": seconds}
         record |= {"labels": [labels for _, labels in data.as_numpy_iterator()], "devices": list(distribution.devices)}
-        if keras.backend.backend() == "tensorflow" and arguments.devices > 1:
+        if keras.backend.backend() == "tensorflow" and devices > 1:
             record["equal replicas"] = all(equal_on_all_replicas(weight.value) for weight in model.weights)
-        if arguments.processes == 1 and arguments.devices > 1:
+        if arguments.processes == 1 and devices > 1:
             rows = data.unbatch().take(BATCH_SIZE + 3)
             record["odd batches"] = error(model, rows.batch(7, drop_remainder=True))
             record["odd last batch"] = error(model, rows.batch(BATCH_SIZE))
             record["finite"] = all(np.isfinite(weights).all() for weights in model.get_weights())
-    np.savez(arguments.out, **record)
+    np.savez(arguments.out.format(devices), **record)
 
 
 def equal_on_all_replicas(variable):

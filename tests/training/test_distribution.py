@@ -24,18 +24,17 @@ WORKER = Path(__file__).with_name("scaling_worker.py")
 TOLERANCE = 1e-5
 
 
-def run_workers(backend, folder, *processes):
-    """Runs worker processes side by side, each with its own arguments, and returns what they recorded."""
+def run_workers(backend, *processes):
+    """Runs worker processes side by side, each with its own arguments."""
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[2])}
-    files = [folder / f"{number}.npz" for number in range(len(processes))]
     running = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(file), *map(str, arguments)],
+            [sys.executable, str(WORKER), *map(str, arguments)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for file, arguments in zip(files, processes, strict=True)
+        for arguments in processes
     ]
     try:
         for process in running:
@@ -44,34 +43,23 @@ def run_workers(backend, folder, *processes):
     finally:
         for process in running:
             process.kill()
-    return [dict(np.load(file)) for file in files]
 
 
-def trained(backend, tmp_path_factory, devices):
-    (record,) = run_workers(backend, tmp_path_factory.mktemp("worker"), ("--devices", devices))
-    return record
+def trained(backend, folder):
+    """Returns what a process recorded of training with one device and with two."""
+    run_workers(backend, (folder / "{}.npz", "--devices", 1, 2))
+    return [dict(np.load(folder / f"{devices}.npz")) for devices in (1, 2)]
 
 
 @pytest.fixture(scope="module")
-def jax_one(tmp_path_factory):
+def on_jax(tmp_path_factory):
     pytest.importorskip("jax")
-    return trained("jax", tmp_path_factory, 1)
+    return trained("jax", tmp_path_factory.mktemp("jax"))
 
 
 @pytest.fixture(scope="module")
-def jax_two(tmp_path_factory):
-    pytest.importorskip("jax")
-    return trained("jax", tmp_path_factory, 2)
-
-
-@pytest.fixture(scope="module")
-def tensorflow_one(tmp_path_factory):
-    return trained("tensorflow", tmp_path_factory, 1)
-
-
-@pytest.fixture(scope="module")
-def tensorflow_two(tmp_path_factory):
-    return trained("tensorflow", tmp_path_factory, 2)
+def on_tensorflow(tmp_path_factory):
+    return trained("tensorflow", tmp_path_factory.mktemp("tensorflow"))
 
 
 def check_same_training(actual, expected):
@@ -82,33 +70,38 @@ def check_same_training(actual, expected):
         np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
-def test_two_devices_on_jax(jax_one, jax_two):
-    assert list(jax_one["devices"]) == ["cpu:0"] and list(jax_two["devices"]) == ["cpu:0", "cpu:1"]
-    check_same_training(jax_two, jax_one)
+def test_two_devices_on_jax(on_jax):
+    one, two = on_jax
+    assert list(one["devices"]) == ["cpu:0"] and list(two["devices"]) == ["cpu:0", "cpu:1"]
+    check_same_training(two, one)
 
 
-def test_two_devices_on_tensorflow(tensorflow_one, tensorflow_two):
-    assert list(tensorflow_two["devices"]) == ["cpu:0", "cpu:1"]
-    check_same_training(tensorflow_two, tensorflow_one)
-    assert tensorflow_two["equal replicas"]
+def test_two_devices_on_tensorflow(on_tensorflow):
+    one, two = on_tensorflow
+    assert list(two["devices"]) == ["cpu:0", "cpu:1"]
+    check_same_training(two, one)
+    assert two["equal replicas"]
 
 
-def test_two_processes_on_jax(jax_one, tmp_path):
+def test_two_processes_on_jax(on_jax, tmp_path):
+    one, _ = on_jax
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     arguments = ("--devices", 1, "--processes", 2, "--address", address, "--process")
-    records = run_workers("jax", tmp_path, (*arguments, 0), (*arguments, 1))
+    files = [tmp_path / f"{process}.npz" for process in (0, 1)]
+    run_workers("jax", *((file, *arguments, process) for process, file in enumerate(files)))
+    records = [dict(np.load(file)) for file in files]
     for record in records:
-        check_same_training(record, jax_one)
+        check_same_training(record, one)
     # Each has read its own half of every batch: the process alone joins both.
     assert [record["labels"].shape for record in records] == [(5, 8)] * 2
-    np.testing.assert_array_equal(np.concatenate([record["labels"] for record in records], axis=1), jax_one["labels"])
+    np.testing.assert_array_equal(np.concatenate([record["labels"] for record in records], axis=1), one["labels"])
 
 
-@pytest.mark.parametrize("name", ["jax_two", "tensorflow_two"])
+@pytest.mark.parametrize("name", ["on_jax", "on_tensorflow"])
 def test_batches_that_dont_divide(name, request):
-    record = request.getfixturevalue(name)
+    _, record = request.getfixturevalue(name)
     message = "A batch must divide evenly among the 2 devices of its host: use a batch size that is a multiple of 2"
     assert str(record["odd batches"]).startswith(f"ValueError: {message}")
     assert str(record["odd batches"]).endswith("Received: a batch of 7")
