@@ -19,11 +19,11 @@ MINI = {
     "image_shape": (224, 224, 3),
     "num_classes": 1000,
     "patch_size": 8,
-    "embed_dims": (8, 16),
-    "depths": (1, 1),
-    "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 2),
+    "embed_dims": (8,),
+    "depths": (1,),
+    "num_heads": (1,),
+    "reductions": (2,),
+    "expansions": (1,),
 }
 CLASSES = 3
 
@@ -116,9 +116,9 @@ def test_the_whole_recipe(run, tmp_path):
     assert "Accuracy: " in printed and str(output / "model.keras") in printed
     model = keras.models.load_model(output / "model.keras")
     assert model.output_shape == (None, CLASSES)
-    assert model.get_layer("block_1").drop_path_rate == 0.1
+    assert model.get_config()["drop_path_rate"] == 0.1
     binary = [layer for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
-    assert len(binary) == 14  # what was trained with real kernels first is binary in the end
+    assert len(binary) == 7  # what was trained with real kernels first is binary in the end
     assert {path.name for path in output.iterdir()} >= {"recipe.json", "checkpoints", "real_kernels", "model.keras"}
     # A finished run that continues has nothing to train, and gives the same model.
     weights = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
