@@ -112,7 +112,7 @@ def test_no_warning_when_training_ends():
 def test_attention():
     keras.utils.set_random_seed(1)
     model = kb.BinaryViT(**VIT)
-    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=keras.backend.backend() != "jax")
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
     (layer,) = [layer for layer in model._flatten_layers() if isinstance(layer, kb.layers.BinarySelfAttention)]
     layer.binarizer.clip.assign(0.5)
@@ -146,7 +146,7 @@ def test_attention():
 @pytest.mark.parametrize("clip, bits", [(1e-6, 1), (3.0, 0)])
 def test_warns_once_when_attention_saturates(clip, bits):
     model = kb.BinaryViT(**VIT)
-    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=keras.backend.backend() != "jax")
     next(layer for layer in model._flatten_layers() if layer.name == "binarizer").clip.assign(clip)
     with pytest.warns(UserWarning, match=rf"no longer chooses after epoch 1.*attention \(all {bits}, clip") as caught:
         history = run(model, [AttentionMonitor(np.zeros((1, 8, 8, 1)))], epochs=2)
