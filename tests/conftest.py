@@ -1,24 +1,32 @@
-"""How the tests compile, which most of their time goes to, and how they run scripts."""
+"""What all tests share: how they compile, how they run scripts, and the option `--perturb`."""
 
 import os
 import runpy
 import sys
 from pathlib import Path
 
+import perturbation
 import pytest
 
 CONVERTERS = Path(__file__).parents[1] / "converters"
 
 
-def pytest_configure(config):
-    """Has XLA compile quickly rather than well, and each program once.
+def pytest_addoption(parser):
+    parser.addoption("--perturb", action="store_true", help=perturbation.__doc__.splitlines()[0])
 
-    This runs before a backend is imported, and the processes that tests start inherit it.
-    """
+
+def pytest_configure(config):
+    """Runs before a backend is imported, and the processes that tests start inherit it."""
+    # XLA compiles quickly rather than well, and each program once: most of the time of the tests goes to compilation.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if config.getoption("perturb"):
+        perturbation.install()
+        from keras_binaryvit.deploy import lce
+
+        lce.convert_frozen = perturbation.unperturbed(lce.convert_frozen)
 
 
 @pytest.fixture

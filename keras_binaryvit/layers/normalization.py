@@ -39,15 +39,22 @@ class BatchNorm(keras.layers.BatchNormalization):
             )
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        if not (training and self.trainable):
-            return super().call(inputs, training=False, mask=mask)
         x = ops.cast(inputs, "float32")
+        if not (training and self.trainable):
+            # Keras' own layer multiplies with rsqrt, which processors round differently; signs would depend on it.
+            scale = self.gamma / self._deviation(self.moving_variance)
+            outputs = x * scale + (self.beta - self.moving_mean * scale)
+            return ops.cast(outputs, self.compute_dtype)
         mean, count = batch_mean(channel_sum(ops.stop_gradient(x)), x)
         variance, _ = batch_mean(channel_sum(ops.square(ops.stop_gradient(x) - mean)), x)
-        outputs = normalize(x, mean, ops.sqrt(variance + self.epsilon), self.gamma, self.beta)
+        outputs = normalize(x, mean, self._deviation(variance), self.gamma, self.beta)
 
         unbiased = variance * (count / ops.maximum(count - 1, 1))
         keep = self.momentum
         self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
         self.moving_variance.assign(self.moving_variance * keep + unbiased * (1 - keep))
         return ops.cast(outputs, self.compute_dtype)
+
+    def _deviation(self, variance: Tensor) -> Tensor:
+        # TensorFlow and XLA turn a division by a square root into a product with rsqrt, but not a division by a maximum.
+        return ops.maximum(ops.sqrt(variance + self.epsilon), 1e-30)

@@ -276,7 +276,7 @@ def test_values_on_the_threshold():
     def network(x):
         for _ in range(2):
             x = kb.layers.Shift()(kb.layers.QuantConv2D(8, 2, use_bias=False, **BINARY)(x))
-            x = kb.layers.RPReLU()(layers.BatchNormalization(epsilon=2.0**-10)(x))
+            x = kb.layers.RPReLU()(kb.layers.BatchNorm(epsilon=2.0**-10)(x))
             x = layers.Add()([kb.layers.QuantDense(8, **BINARY)(x), layers.AveragePooling2D(1)(x)])
         return [x, kb.layers.QuantDense(8, **BINARY)(kb.layers.ResidualAffine()(x))]
 

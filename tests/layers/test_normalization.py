@@ -83,6 +83,21 @@ def test_inference(training, trainable):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rounds_as_ieee_754_says(compiled):
+    """A square root and a division, which all processors round alike, also where the compiler could use rsqrt."""
+    layer = BatchNorm(epsilon=2.0**-10)
+    inputs = keras.Input((16,))
+    model = keras.Model(inputs, layer(inputs))
+    rng = np.random.default_rng(0)
+    gamma, variance = rng.uniform(0.5, 1.5, (2, 16)).astype("float32")
+    variance[:8] = 4 - 2.0**-10
+    layer.set_weights([gamma, np.zeros(16), np.zeros(16), variance])
+    x = rng.choice([-1.0, 1.0, 2.0], (8, 16)).astype("float32")
+    actual = model.predict(x, verbose=0) if compiled else numpy(model(x, training=False))
+    np.testing.assert_array_equal(actual, x * (gamma / np.sqrt(variance + np.float32(2.0**-10))))
+
+
 @pytest.mark.parametrize("shape", shapes)
 def test_gradients(shape):
     layer, x, upstream = BatchNorm(), 2 * normal(*shape) + 1, normal(*shape, seed=1)
