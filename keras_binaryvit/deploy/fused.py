@@ -277,9 +277,12 @@ class SelfAttention(ResidualLayer):
 
         # JAX has no float64 unless it is told to.
         dtype = "float32" if keras.backend.backend() == "jax" else "float64"
-        scores = ops.cast(ops.matmul(split(query), ops.swapaxes(split(key), -1, -2)), dtype)
-        probabilities = ops.softmax(scores / head_dim**0.5)
-        bits = ops.cast(probabilities > ops.cast(self.probability_threshold, dtype), "float32")
+        scores = ops.matmul(split(query), ops.swapaxes(split(key), -1, -2))
+        # As the operator does: a table of exponentials, which no processor's own `exp` changes, and no division.
+        table = ops.convert_to_tensor(np.exp(-2 * np.arange(head_dim + 1) / head_dim**0.5), dtype)
+        exponentials = ops.take(table, ops.cast((head_dim - scores) * 0.5, "int32"))
+        least = ops.cast(self.probability_threshold, dtype) * ops.sum(exponentials, axis=-1, keepdims=True)
+        bits = ops.cast(exponentials > least, "float32")
         outputs = ops.transpose(ops.matmul(bits, split(value)), (0, 2, 1, 3))
         return ops.reshape(outputs, (-1, height, width, channels))
 

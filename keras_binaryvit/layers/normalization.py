@@ -56,5 +56,5 @@ class BatchNorm(keras.layers.BatchNormalization):
         return ops.cast(outputs, self.compute_dtype)
 
     def _deviation(self, variance: Tensor) -> Tensor:
-        # TensorFlow and XLA turn a division by a square root into a product with rsqrt, but not a division by a maximum.
+        # TensorFlow and XLA make a division by a square root a product with rsqrt, but not one by a maximum.
         return ops.maximum(ops.sqrt(variance + self.epsilon), 1e-30)

@@ -25,6 +25,8 @@ IMAGES = normal(2, *SIZES["image_shape"])
 
 SCRIPT = """
 import sys
+import perturbation
+perturbation.install_if_asked()
 import keras, keras_binaryvit, numpy as np
 from gradients import compiled
 for name in sys.argv[1:]:

@@ -14,8 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import perturbation
 
 import keras_binaryvit as kb
+
+perturbation.install_if_asked()
 
 EPOCHS, BATCH = 3, 64
 JIT = keras.backend.backend() == "jax"  # XLA compiles longer than TensorFlow trains here
