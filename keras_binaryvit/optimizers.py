@@ -1,10 +1,12 @@
 """Optimisers for networks with binary kernels: Larq's `Bop` and `CaseOptimizer`, and AdamW as the paper uses it."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_binaryvit.typing import Tensor
@@ -279,12 +281,16 @@ class CaseOptimizer(keras.optimizers.Optimizer):
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class AdamW(keras.optimizers.Adam):
+class AdamW(keras.optimizers.Optimizer):
     """AdamW with the paper's constants, PyTorch's defaults, whose decay reaches kernels only.
 
     A step first multiplies a decayed weight by 1 - `learning_rate` * `weight_decay`. Kernels of dense layers and of
     convolutions decay, binary or not. Shifts, slopes, affines, norms, biases, clips, tokens and position embeddings
     don't, and a saved optimiser still knows so.
+
+    Binary networks have hundreds of variables with one value per channel. All variables of at most `small_size`
+    elements are updated together, as one vector: it starts to train in a fraction of the time that an update per
+    variable takes to trace and compile, with the same values.
 
     Args:
         learning_rate: A number or a schedule of `keras.optimizers.schedules`.
@@ -292,13 +298,17 @@ class AdamW(keras.optimizers.Adam):
         beta_1: Share that a step keeps of the gradient's average.
         beta_2: Share that a step keeps of the squared gradient's average.
         epsilon: Added to the root of the latter. Keras' other optimisers have 1e-7.
-        **kwargs: The other arguments of `keras.optimizers.Adam`; `global_clipnorm` is PyTorch's `clip_grad_norm_`.
+        name: Name of the optimizer.
+        **kwargs: The other arguments of `keras.optimizers.Optimizer`; `global_clipnorm` is PyTorch's
+            `clip_grad_norm_`.
 
     Raises:
         ValueError: `weight_decay` is negative.
 
     Source: Loshchilov and Hutter, arXiv 1711.05101; BinaryViT's code.
     """
+
+    small_size = 2**14
 
     def __init__(
         self,
@@ -307,15 +317,98 @@ class AdamW(keras.optimizers.Adam):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
+        name: str = "adam_w",
         **kwargs: Any,
     ):
         if not weight_decay >= 0:
             raise ValueError(f"The weight decay must not be negative. Received: weight_decay={weight_decay}")
         # None rather than 0, which would multiply every weight by 1.
-        super().__init__(learning_rate, beta_1, beta_2, epsilon, weight_decay=weight_decay or None, **kwargs)
+        super().__init__(learning_rate, weight_decay=weight_decay or None, name=name, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
         # A pattern, because a list of variables isn't saved: every name that doesn't end in "kernel".
         self.exclude_from_weight_decay(var_names=[r"^(?!.*kernel(:\d+)?$)"])
 
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Creates the averages: two per large variable, and two for all small ones together."""
+        if self.built:
+            return
+        super().build(variables)
+        large = [variable for variable in variables if not self._is_small(variable)]
+        self._momentums, self._velocities = self.add_optimizer_variables(large, ["momentum", "velocity"])
+        self._index_of_large = {self._var_key(variable): index for index, variable in enumerate(large)}
+        size = sum(_size(variable) for variable in self._small_variables)
+        self._small_momentum = self.add_variable((size,), name="small_momentum")
+        self._small_velocity = self.add_variable((size,), name="small_velocity")
+
+    def _is_small(self, variable):
+        return _size(variable) <= self.small_size and keras.backend.standardize_dtype(variable.dtype) == "float32"
+
+    @property
+    def _small_variables(self):
+        return [variable for variable in self._trainable_variables if self._is_small(variable)]
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        step = ops.cast(self.iterations + 1, "float32")
+        step_size = learning_rate * ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
+        updates, small = [], {}
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            if self._is_small(variable):
+                small[self._var_key(variable)] = ops.cast(ops.reshape(gradient, (-1,)), "float32")
+            else:
+                updates.append((gradient, variable))
+        present = [self._var_key(variable) in small for variable in self._small_variables]
+        if small:
+            flat = [small.get(self._var_key(v), np.zeros(_size(v), "float32")) for v in self._small_variables]
+            # Its momentum stands for them, so that the backend updates all of them at once, on each of its devices.
+            updates.append((ops.concatenate(flat), self._small_momentum))
+        super()._backend_update_step(*zip(*updates, strict=True), (step_size, present))
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
+        """Updates one large variable, or all small ones.
+
+        Args:
+            gradient: Of the variable; of all small ones as one vector.
+            variable: A large variable; or the momentum of the small ones, in their place.
+            learning_rate: The learning rate with Adam's bias correction, and which small variables have a gradient.
+        """
+        step_size, present = learning_rate
+        if self._var_key(variable) != self._var_key(self._small_momentum):
+            index = self._index_of_large[self._var_key(variable)]
+            self.assign_sub(
+                variable, self._difference(gradient, self._momentums[index], self._velocities[index], step_size)
+            )
+            return
+        sizes = [_size(member) for member in self._small_variables]
+        moves = None if all(present) else np.repeat(present, sizes)
+        difference = self._difference(gradient, self._small_momentum, self._small_velocity, step_size, moves)
+        *parts, _ = ops.split(difference, np.cumsum(sizes).tolist())  # nothing is left for the last part
+        for member, part, here in zip(self._small_variables, parts, present, strict=True):
+            if here:
+                self.assign_sub(member, ops.reshape(part, member.shape))
+
+    def _difference(self, gradient, momentum, velocity, step_size, moves=None):
+        """Moves the averages, those where `moves` is False excepted, and returns what to subtract from the weights."""
+        gradient, step_size = ops.cast(gradient, momentum.dtype), ops.cast(step_size, momentum.dtype)
+        to_momentum = (gradient - momentum) * (1 - self.beta_1)
+        to_velocity = (ops.square(gradient) - velocity) * (1 - self.beta_2)
+        if moves is not None:
+            to_momentum, to_velocity = ops.where(moves, to_momentum, 0.0), ops.where(moves, to_velocity, 0.0)
+        self.assign_add(momentum, to_momentum)
+        self.assign_add(velocity, to_velocity)
+        return momentum * step_size / (ops.sqrt(velocity) + self.epsilon)
+
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "weight_decay": self.weight_decay or 0.0}
+        return {
+            **super().get_config(),
+            "weight_decay": self.weight_decay or 0.0,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+
+def _size(variable):
+    return math.prod(variable.shape)

@@ -53,7 +53,7 @@ def _with_gradient(value, gradient, *constants):
 
 def _sign(x):
     # The form that the LCE converter recognises; +1 at zero, because a bit has two values.
-    return ops.where(x >= 0, ops.ones_like(x), -ops.ones_like(x))
+    return ops.cast(ops.where(x >= 0, 1.0, -1.0), x.dtype)
 
 
 def _clipped(clip_value):
@@ -62,7 +62,7 @@ def _clipped(clip_value):
     def gradient(x, upstream):
         if clip_value is None:
             return upstream
-        return ops.where(ops.abs(x) <= clip_value, upstream, ops.zeros_like(upstream))
+        return ops.where(ops.abs(x) <= clip_value, upstream, 0.0)
 
     return gradient
 
@@ -139,8 +139,7 @@ class ApproxSign(Quantizer):
 
     def __call__(self, x: Tensor) -> Tensor:
         def gradient(x, upstream):
-            magnitude = ops.abs(x)
-            return ops.where(magnitude <= 1, (1 - magnitude) * 2 * upstream, ops.zeros_like(upstream))
+            return ops.maximum(1 - ops.abs(x), 0.0) * 2 * upstream
 
         return _with_gradient(_sign, gradient)(x)
 
@@ -190,7 +189,7 @@ class SteHeaviside(Quantizer):
 
     def __call__(self, x: Tensor) -> Tensor:
         def step(x):
-            return ops.where(x > 0, ops.ones_like(x), ops.zeros_like(x))
+            return ops.cast(x > 0, x.dtype)
 
         return _with_gradient(step, _clipped(self.clip_value))(x)
 
@@ -310,7 +309,7 @@ class ScaledSign(Quantizer):
 
         def gradient(x, upstream, scale):
             # Whoever multiplies by `scale` multiplies the gradient by it too; the paper's gradient has no such factor.
-            return ops.where(ops.abs(x) <= 1, upstream / scale, ops.zeros_like(upstream))
+            return ops.where(ops.abs(x) <= 1, upstream / scale, 0.0)
 
         return _with_gradient(_sign, gradient, scale)(kernel), scale
 
@@ -353,7 +352,7 @@ class DoReFa(Quantizer):
             return ops.round(ops.clip(x, 0.0, 1.0) * levels) / levels
 
         def gradient(x, upstream):
-            return ops.where((x >= 0) & (x <= 1), upstream, ops.zeros_like(upstream))
+            return ops.where((x >= 0) & (x <= 1), upstream, 0.0)
 
         if self.mode == "activations":
             return _with_gradient(rounded, gradient)(x)
@@ -441,10 +440,10 @@ class ElasticBinarizer(keras.layers.Layer):
             def grad(*args, upstream=None):
                 upstream = args[0] if upstream is None else upstream
                 # The gradient of clip(p / c, 0, 1): `clip * bits` then has the gradients of the docstring.
-                to_p = ops.where((p >= 0) & (p <= c), upstream / c, ops.zeros_like(upstream))
+                to_p = ops.where((p >= 0) & (p <= c), upstream / c, 0.0)
                 return to_p, -ops.sum(to_p * p) / c
 
-            return ops.where(p > 0.5 * c, ops.ones_like(p), ops.zeros_like(p)), grad
+            return ops.cast(p > 0.5 * c, p.dtype), grad
 
         return bits(ops.cast(probabilities, "float32"), clip), clip
 

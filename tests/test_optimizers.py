@@ -1,4 +1,4 @@
-"""Bop and CaseOptimizer against Larq's, step by step; AdamW against PyTorch's."""
+"""Bop and CaseOptimizer against Larq's, step by step; AdamW against PyTorch's and Keras's."""
 
 import keras
 import numpy as np
@@ -259,6 +259,38 @@ def test_adamw_equals_pytorch():
         optimizer.step()
         for weight, parameter in zip(weights, theirs, strict=True):
             np.testing.assert_allclose(weight, parameter.detach().numpy(), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("small_size", [0, 24, 2**14])
+@pytest.mark.parametrize("arguments", [{}, {"clipnorm": 0.5}, {"use_ema": True}, {"gradient_accumulation_steps": 2}])
+def test_small_variables_together_equal_keras(monkeypatch, small_size, arguments):
+    """None, some or all variables are small; a scalar is among them."""
+    monkeypatch.setattr(AdamW, "small_size", small_size)
+
+    def weights():
+        return [*(keras.Variable(value, name="kernel") for value in variables()), keras.Variable(0.5, name="clip")]
+
+    steps = [[*step, np.float32(0.1 * index)] for index, step in enumerate(gradients())]
+    theirs = keras.optimizers.AdamW(0.01, weight_decay=0.1, epsilon=1e-8, **arguments)
+    theirs.exclude_from_weight_decay(var_names=["clip"])
+    expected = trajectory(theirs, weights(), steps)
+    for ours, keras_weights in zip(trajectory(AdamW(0.01, 0.1, **arguments), weights(), steps), expected, strict=True):
+        for actual, weight in zip(ours, keras_weights, strict=True):
+            np.testing.assert_allclose(actual, weight, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("small_size", [0, 24, 2**14])
+def test_variables_without_gradient_stay(monkeypatch, small_size):
+    """As where layers are frozen while the optimizer lives on: their averages wait, those of the others move."""
+    monkeypatch.setattr(AdamW, "small_size", small_size)
+    ours, theirs = keras_variables(5), keras_variables(5)
+    optimizers = AdamW(0.01), keras.optimizers.Adam(0.01, epsilon=1e-8)
+    for optimizer, weights in zip(optimizers, (ours, theirs), strict=True):
+        optimizer.build(weights)
+        for step, present in zip(gradients(), [slice(None), slice(1, 3), slice(3, 5), slice(None)], strict=False):
+            optimizer.apply([ops.convert_to_tensor(gradient) for gradient in step[present]], weights[present])
+    for actual, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(numpy(actual), numpy(expected), rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("saved", [False, True])

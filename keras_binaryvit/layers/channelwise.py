@@ -1,8 +1,8 @@
 """Per-channel functions with gradients written out, because their sums are what training spends its time in.
 
-A gradient to a per-channel parameter is a sum over all positions. Compilers for CPUs turn the one that automatic
-differentiation writes into a strided loop; as a product with a row of ones it is several times faster, and closer to
-the true sum.
+A gradient to a per-channel parameter is a sum over all positions. XLA for CPUs turns the one that automatic
+differentiation writes into a strided loop; as a product with a row of ones it is several times faster. On TensorFlow
+two short sums are faster than one long sum, and closer to the true sum.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,13 @@ def channel_sum(x: Tensor) -> Tensor:
     """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32."""
     x = ops.cast(x, "float32")
     if len(x.shape) > 2:
-        # Row by row first: many short sums lose less to rounding than a long one. The ones have all of x's leading
-        # axes, because XLA makes a product with a broadcast matrix one product with a transposed copy of x.
-        x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2])), x)
+        # Row by row first: many short sums lose less to rounding than a long one.
+        if keras.backend.backend() == "jax":
+            # The ones have all of x's leading axes: XLA turns a product with a broadcast matrix into one product with
+            # a transposed copy of x.
+            x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2])), x)
+        else:
+            x = ops.sum(x, axis=-2)
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
 
 

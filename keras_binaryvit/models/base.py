@@ -43,6 +43,12 @@ class PresetModel(keras.Model):
             pretrained.load(model, file, cls.trained[preset], without=("head",) if new_head else ())
         return model
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """As Keras' own, with an optimizer that is built: TensorFlow traces a step that makes variables twice."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     @classmethod
     def from_config(cls: type[Model], config: dict, custom_objects: dict | None = None) -> Model:
         """Creates the model from `get_config()`."""
