@@ -22,7 +22,8 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    if config.getoption("perturb"):
+    distributes = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")  # runs no tests itself
+    if config.getoption("perturb") and not distributes:
         perturbation.install()
         from keras_binaryvit.deploy import lce
 

@@ -7,6 +7,7 @@ whether it lies in a whole vector of eight or in the remainder, as it does on re
 """
 
 import functools
+import inspect
 import os
 import sys
 
@@ -150,7 +151,9 @@ def _install_jax():
     for name in _JAX:
         primitive = getattr(jax.lax, f"{name}_p")
         mlir.register_lowering(primitive, _perturbed_by_jax(_rule_of(primitive)))
-    mlir.register_lowering(jax.lax.div_p, _perturbed_by_jax(_rule_of(jax.lax.div_p), _divides_by_root))
+    # Newer versions lower a primitive once for all its calls, unless told otherwise; then none shows its divisor.
+    each = {"cacheable": False} if "cacheable" in inspect.signature(mlir.register_lowering).parameters else {}
+    mlir.register_lowering(jax.lax.div_p, _perturbed_by_jax(_rule_of(jax.lax.div_p), _divides_by_root), **each)
     jax.clear_caches()
 
 
@@ -191,6 +194,7 @@ def _moved_by_jax(x):
     if x.dtype.name not in integers:
         return x
     integer = integers[x.dtype.name]
+    x = lax.optimization_barrier(x)  # compiled with what follows, it would round differently by itself
     bits = lax.bitcast_convert_type(x, integer)
     positions = lax.iota(jnp.int32, x.size).reshape(x.shape)
     in_remainder = (positions >= x.size - x.size % _LANES).astype(integer)
