@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import resume_worker
 import show_errors
 import show_resume
 from hypothesis import given, settings
@@ -82,10 +81,8 @@ def assert_same_state(model, expected):
 # Continuing.
 
 
-def test_killed_and_resumed(tmp_path, capsys):
-    resume_worker.main(tmp_path / "whole")
-    whole = show_resume.lines(capsys.readouterr().out)
-    resumed = show_resume.kill_and_resume(tmp_path / "killed", keras.backend.backend())
+def test_killed_and_resumed(tmp_path):
+    whole, resumed = show_resume.compare(tmp_path, keras.backend.backend())
     assert whole["restored"] == "0" and resumed["restored"] == "1"
     assert len(whole["losses"].split()) == 3
     assert resumed == {**whole, "restored": "1"}
