@@ -12,7 +12,8 @@ WORKER = Path(__file__).resolve().parent / "training" / "resume_worker.py"
 
 def run(*arguments, backend):
     """Returns the worker's exit status and the lines that it prints, as a dictionary by their first word."""
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[2])}
+    path = os.pathsep.join(map(str, (WORKER.parents[2], WORKER.parents[1])))
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path}
     command = [sys.executable, str(WORKER), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode not in (0, -signal.SIGKILL):
