@@ -201,8 +201,8 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         return claims[0] if claims else default
 
     def _share(self, index, variables):
-        assert self.assignment is not None  # since `build`
-        return [v for v in variables if self.assignment[self._get_variable_index(v)] == index]
+        assignment = self.assignment or []  # empty only where there are no variables
+        return [v for v in variables if assignment[self._get_variable_index(v)] == index]
 
     @property
     def variables(self) -> list[keras.Variable]:

@@ -32,17 +32,16 @@ class ProgressBar(keras.callbacks.Callback):
     def __init__(self, file: TextIO | None = None):
         super().__init__()
         self.file = file
-        self._epoch_begun: float | None = None
+        self._in_epoch = False
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._file = self.file or sys.stdout
         self._steps = self.params.get("steps")
         self._training_begun = time.monotonic()
-        self._first_epoch: int | None = None
+        self._epochs_done = 0
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        if self._first_epoch is None:
-            self._first_epoch = epoch
+        self._in_epoch = True
         self._epoch = epoch
         self._step = 0
         self._rate = None
@@ -60,21 +59,20 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._stop_counting()
-        assert self._epoch_begun is not None and self._first_epoch is not None  # since the epoch began
+        self._in_epoch = False
+        self._epochs_done += 1
         self._steps = self._step
         values = [f"{name} {value:.4g}" for name, value in logs.items() if "/" not in name]
         now = time.monotonic()
         left = self.params["epochs"] - epoch - 1
-        pace = (now - self._training_begun) / (epoch + 1 - self._first_epoch)
+        pace = (now - self._training_begun) / self._epochs_done
         parts = [self._title(), _duration(now - self._epoch_begun), f"{self._rate:,.4g} images/s", *values]
         if left:
             parts.append(f"{_duration(left * pace)} left")
         self._write("  ".join(parts) + "\n")
         logs["images_per_second"] = self._rate
-        self._epoch_begun = None
 
     def _draw(self, logs):
-        assert self._epoch_begun is not None  # since the epoch began
         elapsed = self._drawn - self._epoch_begun
         parts = [self._title()]
         if self._steps:
@@ -94,7 +92,7 @@ class ProgressBar(keras.callbacks.Callback):
         return f"epoch {self._epoch + 1}/{self.params['epochs']}"
 
     def _stop_counting(self):
-        if self._epoch_begun is not None and self._rate is None:
+        if self._in_epoch and self._rate is None:
             images = self._images()  # waits for the last step where steps are computed in the background
             self._rate = images / (time.monotonic() - self._epoch_begun)
 
