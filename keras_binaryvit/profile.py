@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_binaryvit import layers, quantizers
-from keras_binaryvit.deploy import fused, inference
+from keras_binaryvit.deploy import lce_layers, runtime_layers
 
 
 @dataclass(frozen=True)
@@ -265,17 +265,17 @@ def _profile(layer, name, calls):
 
 
 def _input_precision(layer):
-    if isinstance(layer, inference.Attention | fused.FusedLayer) or (
-        isinstance(layer, inference.Convolution) and layer.is_binary
+    if isinstance(layer, lce_layers.Attention | runtime_layers.FusedLayer) or (
+        isinstance(layer, lce_layers.Convolution) and layer.is_binary
     ):
         return 1
     return getattr(getattr(layer, "input_quantizer", None), "precision", None)
 
 
 def _weight_precision(layer, weight):
-    if isinstance(layer, fused.FusedLayer) and weight.name.startswith("kernel"):
+    if isinstance(layer, runtime_layers.FusedLayer) and weight.name.startswith("kernel"):
         return 1
-    if isinstance(layer, inference.Convolution) and weight is layer.kernel:
+    if isinstance(layer, lce_layers.Convolution) and weight is layer.kernel:
         return 1 if layer.is_binary else 32
     if weight.name == "kernel" and getattr(layer, "kernel_quantizer", None) is not None:
         return getattr(layer.kernel_quantizer, "precision", None) or 32
@@ -338,8 +338,8 @@ def _total(counts):
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
-    inference.Dense,
-    inference.Convolution,
+    lce_layers.Dense,
+    lce_layers.Convolution,
 )
 def _products_with_kernel(layer, call):
     units = layer.kernel.shape[-1]
@@ -353,7 +353,7 @@ def _transposed_convolution(layer, call):
     return {32: math.prod(inputs) // channels * math.prod(layer.kernel.shape)}
 
 
-@_counts(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, inference.DepthwiseConvolution)
+@_counts(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, lce_layers.DepthwiseConvolution)
 def _depthwise_convolution(layer, call):
     return {32: math.prod(call.output) * math.prod(layer.kernel_size)}
 
@@ -386,18 +386,18 @@ def _binary_attention(layer, call):
     return _total([{signs: products}, {max(signs, probabilities): products}])
 
 
-@_counts(inference.Attention)
+@_counts(lce_layers.Attention)
 def _frozen_attention(layer, call):
     queries, keys, _ = call.arguments["inputs"]
     return {1: 2 * math.prod(queries) * math.prod(keys[1:3])}
 
 
-@_counts(fused.FeedForward)
+@_counts(runtime_layers.FeedForward)
 def _fused_feed_forward(layer, call):
     return {1: math.prod(call.output[:-1]) * 2 * math.prod(layer.kernel_1.shape)}
 
 
-@_counts(fused.SelfAttention)
+@_counts(runtime_layers.SelfAttention)
 def _fused_attention(layer, call):
     batch, height, width, channels = call.output
     queries, keys = height * width, height * width // layer.reduction**2
@@ -405,12 +405,12 @@ def _fused_attention(layer, call):
     return {1: batch * (projections * channels**2 + 2 * queries * keys * channels)}
 
 
-@_counts(fused.PoolingBranches)
+@_counts(runtime_layers.PoolingBranches)
 def _fused_pooling(layer, call):
     return {}  # sums over windows and scales, which are none
 
 
-@_counts(fused.PatchMerging)
+@_counts(runtime_layers.PatchMerging)
 def _fused_patch_merging(layer, call):
     return {1: math.prod(call.output[:-1]) * math.prod(layer.kernel.shape)}
 
@@ -452,18 +452,18 @@ _NO_PRODUCTS = """
     layers.ResidualAffine,
     layers.Shift,
     quantizers.ElasticBinarizer,
-    inference.Add,
-    inference.AddConstant,
-    inference.Affine,
-    inference.AveragePooling,
-    inference.FloatSign,
-    inference.GlobalAveragePooling,
-    inference.GroupMean,
-    inference.PReLU,
-    inference.Quantize,
-    inference.Sign,
-    inference.Tile,
-    inference.Upsampling,
+    lce_layers.Add,
+    lce_layers.AddConstant,
+    lce_layers.Affine,
+    lce_layers.AveragePooling,
+    lce_layers.FloatSign,
+    lce_layers.GlobalAveragePooling,
+    lce_layers.GroupMean,
+    lce_layers.PReLU,
+    lce_layers.Quantize,
+    lce_layers.Sign,
+    lce_layers.Tile,
+    lce_layers.Upsampling,
 )
 def _none(layer, call):
     return {}

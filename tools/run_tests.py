@@ -46,7 +46,7 @@ def _files(folder: str, names: str) -> list[str]:
 
 
 # Where a sign hangs on rounding.
-ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "fused lower"))
+ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "lower runtime_layers"))
 BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {
@@ -61,7 +61,7 @@ PARTS = {
                 "tests/layers",
                 *_files("tests", "constraints files metrics quantizers visualize"),
                 *_files("tests/checkpoints", "names state_dicts"),
-                *_files("tests/deploy", "fold inference inspect report tflite without_lce"),
+                *_files("tests/deploy", "fold inspect lce_layers report tflite without_lce"),
                 *_files("tests/training", "losses monitoring progress recipe teachers"),
             ),
         ),
@@ -74,7 +74,7 @@ PARTS = {
     "JAX": Part(
         (
             ("pytest", *BACKENDS),
-            ("pytest", *_files("tests/deploy", "fold freeze inference lower without_lce")),
+            ("pytest", *_files("tests/deploy", "fold freeze lce_layers lower without_lce")),
             (
                 "pytest",
                 "tests/test_optimizers.py",

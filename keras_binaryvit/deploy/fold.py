@@ -11,16 +11,16 @@ from typing import TypeGuard
 
 import numpy as np
 
-from keras_binaryvit.deploy import fused, inference
+from keras_binaryvit.deploy import lce_layers, runtime_layers
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node
 
-_PRODUCTS = (inference.Convolution, inference.Dense, inference.DepthwiseConvolution, inference.Affine)
+_PRODUCTS = (lce_layers.Convolution, lce_layers.Dense, lce_layers.DepthwiseConvolution, lce_layers.Affine)
 # Their kernel holds one value for each channel.
-_CHANNELWISE = (inference.Affine, inference.FloatSign)
-_SUMS = (inference.Add, inference.AveragePooling, inference.GlobalAveragePooling, inference.Upsampling)
+_CHANNELWISE = (lce_layers.Affine, lce_layers.FloatSign)
+_SUMS = (lce_layers.Add, lce_layers.AveragePooling, lce_layers.GlobalAveragePooling, lce_layers.Upsampling)
 _REARRANGED: dict[type, Callable[[np.ndarray, dict], np.ndarray]] = {
-    inference.Tile: lambda shift, options: np.tile(shift, options["copies"]),
-    inference.GroupMean: lambda shift, options: np.reshape(shift, (-1, options["size"])).mean(-1),
+    lce_layers.Tile: lambda shift, options: np.tile(shift, options["copies"]),
+    lce_layers.GroupMean: lambda shift, options: np.reshape(shift, (-1, options["size"])).mean(-1),
 }
 
 
@@ -62,13 +62,13 @@ class _Folding:
                 _shift_inputs(node, shift)
                 _scale_inputs(node, scale)
                 edge.scale, edge.shift = 1.0, 0.0
-            elif node.kind is inference.GlobalAveragePooling:
+            elif node.kind is lce_layers.GlobalAveragePooling:
                 self._to_readers(node, scale, shift)
                 edge.scale, edge.shift = 1.0, 0.0
             elif passes_shift(node):
                 self._to_readers(node, 1.0, _passed(node, shift))
                 edge.shift = 0.0
-        if node.kind is inference.Add:
+        if node.kind is lce_layers.Add:
             self._add_through_kernel(node)
 
     def _to_readers(self, node, scale, shift):
@@ -79,7 +79,7 @@ class _Folding:
         """Turns x + depthwise(x) into a depthwise convolution whose kernel has 1 more in its middle."""
         for edge in node.inputs:
             reader = edge.node
-            if reader.kind is not inference.DepthwiseConvolution or len(self._reads[reader]) > 1:
+            if reader.kind is not lce_layers.DepthwiseConvolution or len(self._reads[reader]) > 1:
                 continue
             source = reader.inputs[0].node
             same = [e for e in node.inputs if e.node is source and not e.has_scale()]
@@ -130,7 +130,7 @@ class _Folding:
         if np.any(shift != 0) and not centered and self._shift_tensor(node, shift):
             for edge, reader in self._reads[node]:
                 edge.shift = edge.shift - edge.scale * shift
-                if reader is not None and reader.kind is inference.Affine:
+                if reader is not None and reader.kind is lce_layers.Affine:
                     self._take_in(reader)  # inserted for this node: its turn doesn't come
         for group in self._shift_groups(node):
             if group[0][0].has_shift():
@@ -148,7 +148,7 @@ class _Folding:
         if is_fused(node.kind) and node.kind.output_shift:
             node.constants[node.kind.output_shift] = node.constants[node.kind.output_shift] + shift
             return True
-        if node.kind is inference.AddConstant:
+        if node.kind is lce_layers.AddConstant:
             node.constants["constant"] = node.constants["constant"] + shift
             return True
         if node.kind in _SUMS:
@@ -164,10 +164,10 @@ class _Folding:
         if what == "scale":
             scale = np.broadcast_to(group[0][0].scale, (channels,))
             constants = {"kernel": scale, "bias": np.zeros(channels)}
-            kind, options = inference.Affine, {}
+            kind, options = lce_layers.Affine, {}
         else:
             constants = {"constant": np.broadcast_to(group[0][0].shift, (channels,))}
-            kind, options = inference.AddConstant, {"constant_shape": (channels,)}
+            kind, options = lce_layers.AddConstant, {"constant_shape": (channels,)}
         readers = [reader for _, reader in group]
         origin = readers[0].name if len(readers) == 1 and readers[0] is not None else node.name
         inserted = Node(kind, [Edge(node)], node.shape, f"{origin}{SEPARATOR}{what}", constants, options)
@@ -186,9 +186,9 @@ class _Folding:
 
 def takes_affine(node: Node) -> bool:
     """Whether an affine of the inputs can become a part of the constants of `node`."""
-    if node.kind is inference.FloatSign:
+    if node.kind is lce_layers.FloatSign:
         return True
-    if node.kind not in _PRODUCTS or node.kind is inference.DepthwiseConvolution or node.options.get("binary", False):
+    if node.kind not in _PRODUCTS or node.kind is lce_layers.DepthwiseConvolution or node.options.get("binary", False):
         return False
     # Zeros around a map are not shifted.
     return node.options.get("padding", "valid") == "valid"
@@ -196,19 +196,19 @@ def takes_affine(node: Node) -> bool:
 
 def passes_shift(node: Node) -> bool:
     """Whether a shift of the inputs is a shift of the output."""
-    return node.kind in _SUMS or node.kind in _REARRANGED or node.kind is inference.AddConstant
+    return node.kind in _SUMS or node.kind in _REARRANGED or node.kind is lce_layers.AddConstant
 
 
 def is_padded(node: Node | None) -> bool:
     """Whether `node` is a real convolution that reads zeros around its map: it takes in a scale but no shift."""
-    if node is None or node.kind not in (inference.Convolution, inference.DepthwiseConvolution):
+    if node is None or node.kind not in (lce_layers.Convolution, lce_layers.DepthwiseConvolution):
         return False
     return not node.options.get("binary", False) and not takes_affine(node) and node.options.get("pad_values", 0) == 0
 
 
-def is_fused(kind: type) -> TypeGuard[type[fused.FusedLayer]]:
+def is_fused(kind: type) -> TypeGuard[type[runtime_layers.FusedLayer]]:
     """Whether `kind` is an operator of binaryvit-runtime, whose constants take in affines on either side."""
-    return issubclass(kind, fused.FusedLayer)
+    return issubclass(kind, runtime_layers.FusedLayer)
 
 
 def scales_outputs(node: Node) -> bool:
@@ -242,7 +242,7 @@ def _takes_any_scale(edge, reader):
         return not _is_added(edge, reader)
     if is_padded(reader):
         return not edge.has_shift()
-    return takes_affine(reader) or reader.kind is inference.GlobalAveragePooling
+    return takes_affine(reader) or reader.kind is lce_layers.GlobalAveragePooling
 
 
 def _takes_any_shift(reader):
@@ -285,7 +285,7 @@ def _scale_outputs(node, scale):
         return
     if "scale" in node.constants:
         node.constants["scale"] = node.constants["scale"] * scale
-    elif node.kind is inference.DepthwiseConvolution:
+    elif node.kind is lce_layers.DepthwiseConvolution:
         node.constants["kernel"] = node.constants["kernel"] * np.reshape(
             np.broadcast_to(scale, node.shape[-1:]), (-1, 1)
         )

@@ -7,18 +7,18 @@ import keras
 import numpy as np
 
 from keras_binaryvit import quantizers
-from keras_binaryvit.deploy import fused, inference, lower_fused
+from keras_binaryvit.deploy import lce_layers, lower_runtime, runtime_layers
 from keras_binaryvit.deploy.fold import fold
 from keras_binaryvit.deploy.graph import Graph, Input, Operation, Pick, Slot
 from keras_binaryvit.deploy.lower import RULES, lower, signs_and_scale
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
-_RULES = {"lce": RULES, "fused": lower_fused.RULES}
+_RULES = {"lce": RULES, "fused": lower_runtime.RULES}
 
 
 def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
     """Returns the layers of a frozen model that multiply 1-bit values with 1-bit kernels, at any depth."""
-    layers = (inference.Convolution, QuantConv2D, QuantDense)
+    layers = (lce_layers.Convolution, QuantConv2D, QuantDense)
     return [layer for layer in frozen._flatten_layers() if isinstance(layer, layers) and layer.is_binary]
 
 
@@ -54,7 +54,7 @@ def freeze(model: keras.Model, ops: str = "lce") -> keras.Model:
         )
     if not model.built:
         raise ValueError(f"The model {model.name!r} has no weights yet; build it or call it on a batch first.")
-    if ops != "fused" and fused.fused_layers(model):
+    if ops != "fused" and runtime_layers.fused_layers(model):
         raise ValueError(f"The model {model.name!r} has been frozen with ops='fused' and can't be turned back.")
     for layer in _quantized(model):
         if not layer.built:
@@ -100,9 +100,9 @@ def _emit(graph: Graph, name: str) -> keras.Model:
 
 
 def _set_constants(layer, constants):
-    if isinstance(layer, inference.Convolution) and not layer.is_binary:
+    if isinstance(layer, lce_layers.Convolution) and not layer.is_binary:
         constants = {"kernel": constants["kernel"] * constants["scale"], "bias": constants["bias"]}
-    if isinstance(layer, inference.FloatSign | inference.Attention | fused.FusedLayer):
+    if isinstance(layer, lce_layers.FloatSign | lce_layers.Attention | runtime_layers.FusedLayer):
         constants = layer.constants(**constants)
     for name, value in constants.items():
         variable = getattr(layer, name)

@@ -14,6 +14,10 @@ from keras_binaryvit.typing import Shape
 SEPARATOR = "-"
 
 
+class ConversionError(ValueError, RuntimeError):
+    """The model can't be converted, or the file isn't what the model promised. The message names the layers."""
+
+
 @dataclasses.dataclass(eq=False)
 class Node:
     """One operation of the inference model.

@@ -13,13 +13,11 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy import rewrite, tflite
+from keras_binaryvit.deploy.composite import writing
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
-from keras_binaryvit.deploy.fused import OPERATORS, fused_layers
+from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.half import with_float16_tables
-
-
-class ConversionError(RuntimeError):
-    """The flatbuffer isn't what the model promised, or there is none."""
+from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
 
 
 def _require_lce():
@@ -94,9 +92,6 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     import larq_compute_engine as lce
     import tensorflow as tf
 
-    layers = fused_layers(frozen)
-    for index, layer in enumerate(layers):
-        layer.index = index
     # LCE cuts the names of tensors to 50 characters, which belong to the layers.
     model = keras.Model(frozen.inputs, frozen.outputs, name="m")
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in frozen.inputs]
@@ -109,8 +104,10 @@ def convert_frozen(frozen: keras.Model) -> bytes:
     module = tf.Module()
     module.variables_of_model = [variable.value for variable in model.variables]
     module.serve = tf.function(serve, input_signature=signature, autograph=False)
+    with writing(lce=False) as layers:
+        serving = module.serve.get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+        tf.saved_model.save(module, folder, signatures=serving)
         flatbuffer = lce.convert_saved_model(folder)
     return _name_fused(flatbuffer, layers) if layers else flatbuffer
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_binaryvit import layers, quantizers
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import lce_layers
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
 from keras_binaryvit.typing import Shape
 
@@ -130,18 +130,20 @@ class Lowering:
         if quantizer is None:
             return x
         if isinstance(quantizer, SIGNS):
-            return self.node(inference.Sign, [x], x.shape)
-        return self.node(inference.Quantize, [x], x.shape, quantizer=quantizer)
+            return self.node(lce_layers.Sign, [x], x.shape)
+        return self.node(lce_layers.Quantize, [x], x.shape, quantizer=quantizer)
 
     def float_sign(self, quantizer: Any, x: Edge) -> Edge:
         """As `sign`, for a product that isn't binary in LCE."""
         if not isinstance(quantizer, SIGNS):
             return self.sign(quantizer, x)
         constants = {"kernel": np.ones(x.shape[-1]), "bias": np.zeros(x.shape[-1])}
-        return self.node(inference.FloatSign, [x], x.shape, constants)
+        return self.node(lce_layers.FloatSign, [x], x.shape, constants)
 
     def add_constant(self, x: Edge, constant: np.ndarray) -> Edge:
-        return self.node(inference.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant))
+        return self.node(
+            lce_layers.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant)
+        )
 
     def product(self, layer: keras.Layer, x: Edge, shape: Shape, **options: Any) -> Edge:
         """The sign of `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
@@ -159,7 +161,7 @@ class Lowering:
             "bias": np.zeros(filters),
         }
         return self.node(
-            inference.Convolution, [x], shape, constants, filters=filters, binary=layer.is_binary, **options
+            lce_layers.Convolution, [x], shape, constants, filters=filters, binary=layer.is_binary, **options
         )
 
     def biased_and_activated(self, layer: keras.Layer, x: Edge) -> Edge:
@@ -235,7 +237,7 @@ def _affine(lowering, layer, x):
 
 
 def _prelu(lowering, x, slope):
-    return lowering.node(inference.PReLU, [x], x.shape, {"negative_slope": -slope})
+    return lowering.node(lce_layers.PReLU, [x], x.shape, {"negative_slope": -slope})
 
 
 def _rprelu(lowering, layer, x):
@@ -253,12 +255,12 @@ def _keras_prelu(lowering, layer, x):
 def _add(lowering, layer, inputs):
     if not isinstance(inputs, list | tuple) or any(x.shape != inputs[0].shape for x in inputs):
         return lowering.operation(layer, inputs)
-    return lowering.node(inference.Add, inputs, inputs[0].shape)
+    return lowering.node(lce_layers.Add, inputs, inputs[0].shape)
 
 
 def _dense(lowering, layer, x):
     constants = {"kernel": as_array(layer.kernel), "bias": np.zeros(layer.units)}
-    y = lowering.node(inference.Dense, [x], (*x.shape[:-1], layer.units), constants, units=layer.units)
+    y = lowering.node(lce_layers.Dense, [x], (*x.shape[:-1], layer.units), constants, units=layer.units)
     return lowering.biased_and_activated(layer, y)
 
 
@@ -293,7 +295,7 @@ def _conv(lowering, layer, x):
     filters = layer.filters
     constants = {"kernel": as_array(layer.kernel), "scale": np.ones(filters), "bias": np.zeros(filters)}
     shape = layer.compute_output_shape((None, *x.shape))[1:]
-    y = lowering.node(inference.Convolution, [x], shape, constants, filters=filters, **_convolution_options(layer))
+    y = lowering.node(lce_layers.Convolution, [x], shape, constants, filters=filters, **_convolution_options(layer))
     return lowering.biased_and_activated(layer, y)
 
 
@@ -306,28 +308,28 @@ def _quant_conv(lowering, layer, x):
 def _global_pooling(lowering, layer, x):
     if layer.keepdims or layer.data_format != "channels_last":
         return lowering.operation(layer, x)
-    return lowering.node(inference.GlobalAveragePooling, [x], x.shape[-1:])
+    return lowering.node(lce_layers.GlobalAveragePooling, [x], x.shape[-1:])
 
 
 def _average_pool(lowering, x, size):
     height, width, channels = x.shape
-    return lowering.node(inference.AveragePooling, [x], (height // size, width // size, channels), size=size)
+    return lowering.node(lce_layers.AveragePooling, [x], (height // size, width // size, channels), size=size)
 
 
 def _shortcut(lowering, x, units):
     """What BinaryProjection adds to its product: whole copies of x, or means of adjacent channels."""
     *positions, channels = x.shape
     if units > channels:
-        return lowering.node(inference.Tile, [x], (*positions, units), copies=units // channels)
+        return lowering.node(lce_layers.Tile, [x], (*positions, units), copies=units // channels)
     if units < channels:
-        return lowering.node(inference.GroupMean, [x], (*positions, units), size=channels // units)
+        return lowering.node(lce_layers.GroupMean, [x], (*positions, units), size=channels // units)
     return x
 
 
 def _projection(lowering, layer, x):
     y = _quant_dense(lowering, layer.dense, _shift(lowering, layer.shift, x))
     y = _batch_norm(lowering, layer.norm, y)
-    total = lowering.node(inference.Add, [y, _shortcut(lowering, x, layer.units)], y.shape)
+    total = lowering.node(lce_layers.Add, [y, _shortcut(lowering, x, layer.units)], y.shape)
     return _rprelu(lowering, layer.activation, total)
 
 
@@ -365,14 +367,14 @@ def _attention(lowering, layer, x):
             signs.append(lowering.float_sign(layer.input_quantizer, _shift(lowering, shift, projected)))
     clip = clip_of(layer)
     constants = {"threshold": clip / 2}
-    attended = lowering.node(inference.Attention, signs, query.shape, constants, num_heads=layer.num_heads)
+    attended = lowering.node(lce_layers.Attention, signs, query.shape, constants, num_heads=layer.num_heads)
     attended = _batch_norm(lowering, layer.context_norm, attended.affine(clip / 6))
 
     shortcuts = [key, value]
     if layer.reduction > 1:
-        reduced = lowering.node(inference.Add, shortcuts, key.shape)
-        shortcuts = [lowering.node(inference.Upsampling, [reduced], query.shape, size=layer.reduction)]
-    context = lowering.node(inference.Add, [attended, query, *shortcuts], query.shape)
+        reduced = lowering.node(lce_layers.Add, shortcuts, key.shape)
+        shortcuts = [lowering.node(lce_layers.Upsampling, [reduced], query.shape, size=layer.reduction)]
+    context = lowering.node(lce_layers.Add, [attended, query, *shortcuts], query.shape)
     return inside(lowering, layer.output_projection, _rprelu(lowering, layer.context_activation, context))
 
 
@@ -386,7 +388,7 @@ def _branches(lowering, layer, x):
         kernel[top : top + h, left : left + w, :, 0] += as_array(affine.scale) / (h * w)
         bias = bias + as_array(affine.shift)
     y = lowering.node(
-        inference.DepthwiseConvolution,
+        lce_layers.DepthwiseConvolution,
         [x],
         x.shape,
         {"kernel": kernel, "bias": np.zeros(x.shape[-1])},
@@ -398,12 +400,12 @@ def _branches(lowering, layer, x):
 def _block(lowering, layer, x):
     h = inside(lowering, layer.attention_norm, x)
     h = lowering.call(layer.attention_affine, inside(lowering, layer.attention, h))
-    x = lowering.node(inference.Add, [x, h], x.shape)
+    x = lowering.node(lce_layers.Add, [x, h], x.shape)
     h = inside(lowering, layer.feed_forward_norm, x)
     terms = [x, lowering.call(layer.feed_forward_affine, inside(lowering, layer.feed_forward, h))]
     if layer.has_branches:
         terms.append(inside(lowering, layer.branches, h))
-    return lowering.node(inference.Add, terms, x.shape)
+    return lowering.node(lce_layers.Add, terms, x.shape)
 
 
 def _patch_embedding(lowering, layer, x):
@@ -425,7 +427,7 @@ def _patch_merging(lowering, layer, x):
     y = inside(lowering, layer.norm, inside(lowering, layer.convolution, y))
     if layer.binary:
         pooled = _shortcut(lowering, _average_pool(lowering, x, 2), layer.embed_dim)
-        y = _rprelu(lowering, layer.activation, lowering.node(inference.Add, [y, pooled], y.shape))
+        y = _rprelu(lowering, layer.activation, lowering.node(lce_layers.Add, [y, pooled], y.shape))
     return lowering.add_constant(y, as_array(layer.position_embedding))
 
 

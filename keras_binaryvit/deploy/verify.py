@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy import inference, rewrite
+from keras_binaryvit.deploy import lce_layers, rewrite
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
@@ -148,7 +148,7 @@ def first_difference(model: keras.Model, flatbuffer: bytes, image: np.ndarray, t
 
 
 def _is_packed(layer):
-    return isinstance(layer, inference.Sign)  # the flatbuffer has its bits
+    return isinstance(layer, lce_layers.Sign)  # the flatbuffer has its bits
 
 
 def _outputs_by_layer(flatbuffer):

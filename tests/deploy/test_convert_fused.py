@@ -17,7 +17,7 @@ from layer_checks import float64, numpy
 from requirements import needs_lce
 
 import keras_binaryvit as kb
-from keras_binaryvit.deploy import fused, lce, rewrite, tflite
+from keras_binaryvit.deploy import lce, rewrite, runtime_layers, tflite
 from keras_binaryvit.deploy.half import with_float16_tables
 from keras_binaryvit.deploy.verify import first_difference
 
@@ -210,7 +210,7 @@ def test_operators_and_their_names(model, flatbuffer):
     inspection = kb.deploy.inspect(flatbuffer)
     frozen = kb.deploy.freeze(model, "fused")
     origins = [operator.origin.replace("/", "-") for operator in inspection.operators]
-    assert {layer.name for layer in fused.fused_layers(frozen)} < set(origins)
+    assert {layer.name for layer in runtime_layers.fused_layers(frozen)} < set(origins)
     assert len(set(origins)) == len(origins)
 
 
@@ -231,7 +231,7 @@ def test_costs(model, flatbuffer):
         4 * tensor.size
         for operator in tflite.read(flatbuffer).operators
         for tensor in operator.inputs
-        if operator.name in fused.OPERATORS and tensor.dtype == "int32"
+        if operator.name in runtime_layers.OPERATORS and tensor.dtype == "int32"
     )
     assert inspection.constant_bytes["int32, bit-packed"] == kernels
     frozen = kb.profile.summary(kb.deploy.freeze(model, "fused"), print_fn=lambda text: None)

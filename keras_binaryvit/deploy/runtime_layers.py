@@ -1,8 +1,7 @@
 """The layers of a model frozen with `ops="fused"`: each is one operator of binaryvit-runtime.
 
 docs/operators.md defines what they compute, in which order; the names here are its names. Their weights are the tables
-of that page, and kernels of +-1, units last. On TensorFlow a layer can also write itself as a composite, which the LCE
-converter turns into a custom operator.
+of that page, and kernels of +-1, units last. While a model is converted, each writes itself (`composite.py`).
 """
 
 from typing import Any
@@ -11,7 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_binaryvit.deploy.inference import InferenceLayer
+from keras_binaryvit.deploy import composite
+from keras_binaryvit.deploy.composite import pack
+from keras_binaryvit.deploy.lce_layers import InferenceLayer
 from keras_binaryvit.typing import Shape, Tensor
 
 _PACKAGE = "keras_binaryvit.fused"
@@ -26,13 +27,11 @@ class FusedLayer(InferenceLayer):
         tables: Names of the rows of each table of parameters, by the table's name.
         output_scale: Row that scales the output, `None` where there is none.
         output_shift: Row that shifts the output, `None` where there is none.
-        index: The layer's number in a model that is being converted; a call then writes the composite. Else `None`.
     """
 
     operator: str
     output_scale: str | None = None
     output_shift: str | None = None
-    index: int | None = None
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -62,25 +61,16 @@ class FusedLayer(InferenceLayer):
 
     def call(self, inputs: Tensor) -> Tensor:
         tensors = keras.tree.flatten(inputs)
-        return self.compute(*tensors) if self.index is None else self._composite(tensors)
+        return self._written(*tensors) if composite.writes() else self.compute(*tensors)
 
-    def _composite(self, tensors):
+    def _written(self, x, *others):
         import tensorflow as tf
 
-        attributes = {**self.attributes, "layer": self.index}
-        options = "".join(f' attr {{ key: "{key}" value {{ i: {value} }} }}' for key, value in attributes.items())
-        implements = f'name: "{self.operator}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}{options}'
-        shapes: Any = [tuple(tensor.shape) for tensor in tensors]
-        shape = self.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])
-
-        @tf.function(experimental_implements=implements, autograph=False)
-        def operator(*_):
-            return tf.zeros(shape)  # the converter takes the operator for it, and looks at the shape alone
-
-        x, *others = tensors
+        shapes: Any = [tuple(tensor.shape) for tensor in (x, *others)]
+        shape = self.compute_output_shape(shapes if others else shapes[0])
         with tf.init_scope():  # where variables have values
             operands = self.operands()
-        return operator(x, *map(tf.constant, operands), *others)
+        return composite.operator(self, self.operator, shape, "float32", x, *operands, *others, **self.attributes)
 
     def _rows(self, table):
         return dict(zip(self.tables[table], _unstacked(getattr(self, table)), strict=True))
@@ -108,16 +98,6 @@ class ResidualLayer(FusedLayer):
 def fused_layers(frozen: keras.Model) -> list[FusedLayer]:
     """Returns the layers of a frozen model that become one operator each."""
     return [layer for layer in frozen._flatten_layers() if isinstance(layer, FusedLayer)]
-
-
-def pack(kernel: np.ndarray) -> np.ndarray:
-    """Returns a kernel of +-1, `(..., channels, units)`, in bits: int32 `(units, ... * ceil(channels / 32))`.
-
-    The first of 32 channels is in the lowest bit of a word, which is set for a negative value.
-    """
-    bits = np.ascontiguousarray(np.moveaxis(np.asarray(kernel) < 0, -1, 0))
-    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % 32)])
-    return np.packbits(bits, axis=-1, bitorder="little").view("<i4").reshape(len(bits), -1)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)

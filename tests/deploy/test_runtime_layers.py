@@ -12,7 +12,7 @@ from keras import layers
 from layer_checks import normal, numpy
 
 import keras_binaryvit as kb
-from keras_binaryvit.deploy import fused
+from keras_binaryvit.deploy import runtime_layers
 
 JAX = keras.backend.backend() == "jax"  # compiles every operation for every shape
 not_on_jax = pytest.mark.skipif(JAX, reason="compiling takes long, and says nothing new")
@@ -39,7 +39,7 @@ def randomized(layer, *shapes):
     for name in ("kernel", "kernels", "kernel_1", "kernel_2"):
         if hasattr(layer, name):
             values[name] = rng.choice([-1.0, 1.0], getattr(layer, name).shape)
-    if isinstance(layer, fused.SelfAttention):
+    if isinstance(layer, runtime_layers.SelfAttention):
         values["probability_threshold"] = rng.uniform(0.01, 0.2, 1)
     for name, value in layer.constants(**values).items():
         getattr(layer, name).assign(value)
@@ -59,7 +59,7 @@ def check(layer, inputs, reference, **options):
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), CHANNELS, st.integers(1, 5), st.integers(0, 1))
 @examples
 def test_feed_forward(leading, channels, expansion, residual):
-    layer = fused.FeedForward(expansion, residual=residual)
+    layer = runtime_layers.FeedForward(expansion, residual=residual)
     inputs = randomized(layer, *[(*leading, channels)] * (1 + residual))
     check(layer, inputs, fused_reference.feed_forward)
 
@@ -75,13 +75,13 @@ def test_feed_forward(leading, channels, expansion, residual):
 )
 @examples
 def test_attention(batch, height, width, heads, head_dim, reduction, residual):
-    layer = fused.SelfAttention(heads, reduction, residual=residual)
+    layer = runtime_layers.SelfAttention(heads, reduction, residual=residual)
     inputs = randomized(layer, (batch, height * reduction, width * reduction, heads * head_dim))
     check(layer, inputs, fused_reference.attention, **layer.attributes)
 
 
 def test_a_tie_with_the_probability_threshold_is_no_attention():
-    layer = fused.SelfAttention(2)
+    layer = runtime_layers.SelfAttention(2)
     (x,) = randomized(layer, (1, 2, 2, 16))
     x = np.broadcast_to(x[:, :1, :1], x.shape)  # four equal keys: each has a quarter
     outputs = []
@@ -95,7 +95,7 @@ def test_a_tie_with_the_probability_threshold_is_no_attention():
 @given(st.integers(1, 7), st.integers(1, 7), CHANNELS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 1))
 @examples
 def test_pooling(height, width, channels, vertical, horizontal, residual):
-    layer = fused.PoolingBranches(vertical, horizontal, residual=residual)
+    layer = runtime_layers.PoolingBranches(vertical, horizontal, residual=residual)
     inputs = randomized(layer, (2, height, width, channels))
     check(layer, inputs, fused_reference.pooling, **layer.attributes)
 
@@ -103,7 +103,7 @@ def test_pooling(height, width, channels, vertical, horizontal, residual):
 @given(st.integers(1, 3), st.integers(1, 3), CHANNELS, st.integers(1, 3))
 @examples
 def test_patch_merging(height, width, channels, copies):
-    layer = fused.PatchMerging(channels * copies)
+    layer = runtime_layers.PatchMerging(channels * copies)
     inputs = randomized(layer, (2, 2 * height, 2 * width, channels))
     check(layer, inputs, fused_reference.patch_merging)
 
@@ -112,8 +112,8 @@ def test_bits_of_a_kernel():
     kernel = np.ones((2, 33, 3), "float32")
     kernel[0, 0, 0] = kernel[0, 31, 0] = kernel[1, 32, 2] = kernel[1, 1, 2] = -1
     low_and_high = 1 - 2**31
-    np.testing.assert_array_equal(fused.pack(kernel), [[low_and_high, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2, 1]])
-    assert fused.pack(kernel).dtype == "int32"
+    np.testing.assert_array_equal(runtime_layers.pack(kernel), [[low_and_high, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2, 1]])
+    assert runtime_layers.pack(kernel).dtype == "int32"
 
 
 # --- The models that they come from ---
@@ -125,7 +125,7 @@ def test_equals_the_authors_recordings(name):
     frozen = kb.deploy.freeze(recording.model(), "fused")
     assert parity.relative_error(frozen(recording.images), recording.arrays["eval/logits"]) < 1e-5
     expected = {"pyramid_mini": 5 * 3 + 3, "flat_row1_cls": 2 * 2, "flat_row4_branch_ls": 2 * 3, "deit_fp": 0}
-    assert len(fused.fused_layers(frozen)) == expected[name]
+    assert len(runtime_layers.fused_layers(frozen)) == expected[name]
 
 
 @not_on_jax
@@ -229,7 +229,7 @@ def test_layers_that_have_no_operator_are_lowered_as_ever(layer, left):
     model = functional((4, 4, 16), layer())
     frozen = kb.deploy.freeze(model, "fused")
     assert_same(frozen, model, images(model), exceptions=1)
-    assert {type(found).__name__ for found in fused.fused_layers(frozen)} == left
+    assert {type(found).__name__ for found in runtime_layers.fused_layers(frozen)} == left
 
 
 def negative(a, rng):

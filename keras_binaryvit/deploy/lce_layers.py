@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_binaryvit import quantizers
+from keras_binaryvit.deploy import composite
 from keras_binaryvit.layers.quant_dense import same_padding
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
@@ -51,7 +52,7 @@ class Sign(InferenceLayer):
     """+1 where x >= 0, else -1; written as the LCE converter recognises it."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        return ops.where(inputs >= 0, 1.0, -1.0)
+        return composite.signs(self, inputs) if composite.writes(lce=True) else ops.where(inputs >= 0, 1.0, -1.0)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -124,6 +125,8 @@ class Convolution(InferenceLayer):
         self.bias = self._constant("bias", (filters,))
 
     def call(self, inputs: Tensor) -> Tensor:
+        if self.is_binary and composite.writes(lce=True):
+            return self._written(inputs)
         padding = self.options["padding"]
         if padding == "same" and self.options["pad_values"] != 0:
             inputs = ops.pad(inputs, self._paddings(ops.shape(inputs)), constant_values=self.options["pad_values"])
@@ -149,6 +152,31 @@ class Convolution(InferenceLayer):
         if self.options["padding"] == "valid":
             side -= (kernel_size - 1) * dilation
         return -(-side // stride)
+
+    def _written(self, signs):
+        import tensorflow as tf
+
+        with tf.init_scope():  # where variables have values
+            kernel, scale, bias = (ops.convert_to_numpy(variable) for variable in (self.kernel, self.scale, self.bias))
+        height, width, _, filters = kernel.shape
+        filter_bits = composite.pack(kernel).reshape(filters, height, width, -1)
+        valid = self.options["padding"] == "valid"
+        strides, dilation = self.options["strides"], self.options["dilation_rate"]
+        return composite.operator(
+            self,
+            "LceBconv2d",
+            self.compute_output_shape(tuple(signs.shape)),
+            "float32",
+            *(composite.bits_of(signs), filter_bits, scale, bias),
+            channels_in=signs.shape[-1],
+            dilation_height_factor=dilation[0],
+            dilation_width_factor=dilation[1],
+            fused_activation_function=0,
+            pad_values=0 if valid else int(self.options["pad_values"]),
+            padding=1 if valid else 0,
+            stride_height=strides[0],
+            stride_width=strides[1],
+        )
 
     def _paddings(self, shape):
         sizes = (shape[1:3], self.options["kernel_size"], self.options["strides"], self.options["dilation_rate"])

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_checks import normal, numpy
 
-from keras_binaryvit.deploy import inference
+from keras_binaryvit.deploy import lce_layers
 
 fast = settings(deadline=None, derandomize=True, database=None)
 
 
 def float_sign(kernel, bias):
-    layer = inference.FloatSign()
+    layer = lce_layers.FloatSign()
     layer.build((None, None, None, len(bias)))
     for name, value in layer.constants(kernel, bias).items():
         getattr(layer, name).assign(np.reshape(value, getattr(layer, name).shape))
@@ -85,7 +85,7 @@ def test_attention(heads, depth, reduction):
     queries, keys, values = (np.sign(normal(*x.shape, seed=seed)) for seed in range(3))
     keys, values = (a[:, ::reduction, ::reduction] for a in (keys, values))
     threshold = 1.07 / (keys.shape[1] * keys.shape[2])
-    layer = inference.Attention(heads)
+    layer = lce_layers.Attention(heads)
     layer.build([queries.shape, keys.shape, values.shape])
     for name, value in layer.constants(threshold).items():
         getattr(layer, name).assign(np.full(getattr(layer, name).shape, value))
@@ -106,7 +106,7 @@ def test_attention_in_a_graph(heads):
     expected = np_attention(queries, keys, values, heads, 0.055)
     for batch in (1, None):
         inputs = [keras.Input((4, 4, 64), batch_size=batch) for _ in range(3)]
-        layer = inference.Attention(heads)
+        layer = lce_layers.Attention(heads)
         model = keras.Model(inputs, layer(inputs))
         assert model.output_shape == (batch, 4, 4, 64)
         for name, value in layer.constants(0.055).items():
@@ -117,7 +117,7 @@ def test_attention_in_a_graph(heads):
 def test_attention_at_the_threshold():
     """A probability of exactly the threshold gives 0, the next larger one 6."""
     ones = np.ones((1, 2, 2, 4), np.float32)  # four keys alike: each has 1/4
-    layer = inference.Attention(1)
+    layer = lce_layers.Attention(1)
     layer.build([ones.shape] * 3)
     probability = numpy(keras.ops.softmax(np.full((1, 1, 4, 4), 2.0, np.float32))).flat[0]
     for threshold, expected in ((probability, 0), (np.nextafter(probability, np.float32(0)), 24)):
@@ -132,14 +132,14 @@ def test_attention_at_the_threshold():
 def test_group_mean(shape, size):
     x = normal(*shape)
     expected = np.stack([x[..., j : j + size].mean(-1) for j in range(0, 24, size)], axis=-1)
-    np.testing.assert_allclose(numpy(inference.GroupMean(size)(x)), expected, atol=1e-6)
+    np.testing.assert_allclose(numpy(lce_layers.GroupMean(size)(x)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 5, 6), (2, 6)])
 def test_elementwise_layers(shape):
     """On maps and on other shapes, where a convolution can't do it."""
     x, kernel, bias = normal(*shape), normal(6, seed=1), normal(6, seed=2)
-    affine, prelu = inference.Affine(), inference.PReLU()
+    affine, prelu = lce_layers.Affine(), lce_layers.PReLU()
     affine.build(shape)
     affine.kernel.assign(kernel.reshape(1, 1, 6, 1))
     affine.bias.assign(bias)
@@ -147,12 +147,12 @@ def test_elementwise_layers(shape):
     prelu.build(shape)
     prelu.negative_slope.assign(-kernel.reshape(prelu.negative_slope.shape))
     np.testing.assert_array_equal(numpy(prelu(x)), np.where(x > 0, x, kernel * x))
-    np.testing.assert_array_equal(numpy(inference.Tile(3)(x)), np.concatenate([x] * 3, axis=-1))
-    np.testing.assert_allclose(numpy(inference.Add()([x, x, 2 * x])), 4 * x, rtol=1e-6)
-    np.testing.assert_array_equal(numpy(inference.Add()([x, 2 * x])), x + 2 * x)
-    np.testing.assert_array_equal(numpy(inference.Sign()(np.float32([-1e-30, -0.0, 0, 1]))), [-1, 1, 1, 1])
+    np.testing.assert_array_equal(numpy(lce_layers.Tile(3)(x)), np.concatenate([x] * 3, axis=-1))
+    np.testing.assert_allclose(numpy(lce_layers.Add()([x, x, 2 * x])), 4 * x, rtol=1e-6)
+    np.testing.assert_array_equal(numpy(lce_layers.Add()([x, 2 * x])), x + 2 * x)
+    np.testing.assert_array_equal(numpy(lce_layers.Sign()(np.float32([-1e-30, -0.0, 0, 1]))), [-1, 1, 1, 1])
 
 
 def test_upsampling():
     x = normal(2, 3, 2, 4)
-    np.testing.assert_array_equal(numpy(inference.Upsampling(3)(x)), x.repeat(3, axis=1).repeat(3, axis=2))
+    np.testing.assert_array_equal(numpy(lce_layers.Upsampling(3)(x)), x.repeat(3, axis=1).repeat(3, axis=2))

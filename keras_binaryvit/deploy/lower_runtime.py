@@ -1,4 +1,4 @@
-"""lower_fused: the rules with which attention, feed-forward layers, pooling branches and patch merging become one
+"""lower_runtime: the rules by which attention, feed-forward layers, pooling branches and patch merging become one
 operator each. A layer for which there is none, for its quantisers or its shape, is lowered by the ordinary rules.
 """
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_binaryvit import layers
-from keras_binaryvit.deploy import fused, lower
+from keras_binaryvit.deploy import lower, runtime_layers
 from keras_binaryvit.deploy.graph import Edge, Input, Node
 from keras_binaryvit.deploy.lower import as_array, clip_of, inside, signs_and_scale
 
@@ -38,14 +38,14 @@ def _block(lowering, layer, x):
         return lower.RULES[type(layer)](lowering, layer, x)
     constants = _attention_constants(layer.attention)
     _put_after(constants, lowering.call(layer.attention_affine, Edge(x.node)))
-    _put_before(fused.SelfAttention, constants, inside(lowering, layer.attention_norm, Edge(x.node)))
+    _put_before(runtime_layers.SelfAttention, constants, inside(lowering, layer.attention_norm, Edge(x.node)))
     with lowering.inside(layer.attention.name):
         y = _attention_node(lowering, layer.attention, x, constants, residual=1)
 
     residual = y
     if layer.has_branches:
         constants = _branches_constants(layer.branches)
-        _put_before(fused.PoolingBranches, constants, inside(lowering, layer.feed_forward_norm, y))
+        _put_before(runtime_layers.PoolingBranches, constants, inside(lowering, layer.feed_forward_norm, y))
         with lowering.inside(layer.branches.name):
             residual = _branches_node(lowering, layer.branches, y, constants, residual=1)
 
@@ -71,7 +71,7 @@ def _patch_merging(lowering, layer, x):
     }
     shape = (height // 2, width // 2, layer.embed_dim)
     x = inside(lowering, layer.input_norm, x)
-    y = lowering.node(fused.PatchMerging, [x], shape, constants, units=layer.embed_dim)
+    y = lowering.node(runtime_layers.PatchMerging, [x], shape, constants, units=layer.embed_dim)
     y = y.affine(shift=as_array(layer.activation.output_shift))
     return lowering.add_constant(y, as_array(layer.position_embedding))
 
@@ -215,18 +215,18 @@ def _put_after(constants, affine):
 
 def _attention_node(lowering, layer, x, constants, residual):
     options = {"heads": layer.num_heads, "reduction": layer.reduction, "residual": residual}
-    return lowering.node(fused.SelfAttention, [x], x.shape, constants, **options)
+    return lowering.node(runtime_layers.SelfAttention, [x], x.shape, constants, **options)
 
 
 def _feed_forward_node(lowering, layer, inputs, constants):
     options = {"expansion": layer.expansion, "residual": len(inputs) - 1}
-    return lowering.node(fused.FeedForward, inputs, inputs[0].shape, constants, **options)
+    return lowering.node(runtime_layers.FeedForward, inputs, inputs[0].shape, constants, **options)
 
 
 def _branches_node(lowering, layer, x, constants, residual):
     vertical, horizontal = _reach(layer)
     options = {"vertical": vertical, "horizontal": horizontal, "residual": residual}
-    return lowering.node(fused.PoolingBranches, [x], x.shape, constants, **options)
+    return lowering.node(runtime_layers.PoolingBranches, [x], x.shape, constants, **options)
 
 
 RULES: dict[type, Callable] = {
