@@ -355,7 +355,7 @@ class AdamW(keras.optimizers.Optimizer):
         updates, small = [], {}
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if self._is_small(variable):
-                small[self._var_key(variable)] = ops.cast(ops.reshape(gradient, (-1,)), "float32")
+                small[self._var_key(variable)] = ops.cast(_reshaped(gradient, (_size(variable),)), "float32")
             else:
                 updates.append((gradient, variable))
         present = [self._var_key(variable) in small for variable in self._small_variables]
@@ -386,7 +386,7 @@ class AdamW(keras.optimizers.Optimizer):
         *parts, _ = ops.split(difference, np.cumsum(sizes).tolist())  # nothing is left for the last part
         for member, part, here in zip(self._small_variables, parts, present, strict=True):
             if here:
-                self.assign_sub(member, ops.reshape(part, member.shape))
+                self.assign_sub(member, _reshaped(part, member.shape))
 
     def _difference(self, gradient, momentum, velocity, step_size, moves=None):
         """Moves the averages, those where `moves` is False excepted, and returns what to subtract from the weights."""
@@ -408,6 +408,11 @@ class AdamW(keras.optimizers.Optimizer):
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
+
+
+def _reshaped(x, shape):
+    # Most variables have one value for each channel and the shape already.
+    return x if tuple(x.shape) == tuple(shape) else ops.reshape(x, shape)
 
 
 def _size(variable):

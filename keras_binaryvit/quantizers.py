@@ -39,14 +39,15 @@ def _with_gradient(value, gradient, *constants):
     def function(x, *constants):
         def grad(*args, upstream=None):
             to_x = gradient(x, args[0] if upstream is None else upstream, *constants)
-            return to_x, *(ops.zeros_like(constant) for constant in constants)
+            # JAX takes no None for the gradient to a constant.
+            return to_x, *(ops.zeros_like(c) if keras.backend.backend() == "jax" else None for c in constants)
 
         return value(x), grad
 
     def of_tensor(x):
         x = ops.convert_to_tensor(x)
-        # TensorFlow's custom gradients take no variables.
-        return function(ops.copy(x) if hasattr(x, "assign") else x, *constants)
+        # TensorFlow's custom gradients take no variables; a cast reads them.
+        return function(ops.cast(x, x.dtype) if hasattr(x, "assign") else x, *constants)
 
     return of_tensor
 
@@ -302,16 +303,16 @@ class ScaledSign(Quantizer):
         return values * scale
 
     def decompose(self, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
-        kernel = ops.convert_to_tensor(kernel)
         scale = ops.maximum(_unit_magnitude(kernel), self._smallest_scale)
-        if self.centered:
-            kernel = kernel - ops.mean(kernel, axis=tuple(range(len(kernel.shape) - 1)), keepdims=True)
+
+        def center(x):
+            return x - ops.mean(x, axis=tuple(range(len(x.shape) - 1)), keepdims=True) if self.centered else x
 
         def gradient(x, upstream, scale):
             # Whoever multiplies by `scale` multiplies the gradient by it too; the paper's gradient has no such factor.
-            return ops.where(ops.abs(x) <= 1, upstream / scale, 0.0)
+            return center(ops.where(ops.abs(center(x)) <= 1, upstream / scale, 0.0))
 
-        return _with_gradient(_sign, gradient, scale)(kernel), scale
+        return _with_gradient(lambda x: _sign(center(x)), gradient, scale)(kernel), scale
 
     def get_config(self) -> dict:
         return {"centered": self.centered}

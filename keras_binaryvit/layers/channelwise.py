@@ -5,6 +5,7 @@ differentiation writes into a strided loop; as a product with a row of ones it i
 two short sums are faster than one long sum, and closer to the true sum.
 """
 
+import math
 from collections.abc import Callable
 
 import keras
@@ -27,24 +28,30 @@ def channel_sum(x: Tensor) -> Tensor:
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
 
 
-def batch_mean(sums: Tensor, x: Tensor) -> Tensor:
+def batch_means(sums: list[Tensor], x: Tensor) -> tuple[list[Tensor], Tensor | float]:
     """Returns the means of per-channel quantities over the global batch, and its number of positions, in float32.
 
     `sums` are theirs over all positions of `x`, `(..., channels)`. In `keras.distribution` that is the global batch. In
     a `tf.distribute` strategy it is the part of one replica, and the replicas' sums and positions are added up.
     """
-    count = ops.cast(ops.size(x), "float32") / x.shape[-1]
+    # A number where the shape is known: each operation less starts training earlier.
+    *leading, _ = x.shape
+    count = ops.cast(ops.size(x), "float32") / x.shape[-1] if None in leading else float(math.prod(leading))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            sums, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [sums, count])
-    return sums / count, count
+            # In one round of communication.
+            *sums, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*sums, tf.convert_to_tensor(count)])
+    return [total / count for total in sums], count
 
 
 def custom_gradient(function: Callable[..., tuple[Tensor, Callable]]) -> Callable[..., Tensor]:
-    """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too."""
+    """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too.
+
+    A gradient may be `None`: then none flows to that argument.
+    """
 
     @ops.custom_gradient
     def of_tensors(*args):
@@ -52,16 +59,22 @@ def custom_gradient(function: Callable[..., tuple[Tensor, Callable]]) -> Callabl
 
         def grad(*upstreams, upstream=None):
             gradients = gradient(upstreams[0] if upstream is None else upstream)
-            return tuple(ops.cast(g, a.dtype) for g, a in zip(gradients, args, strict=True))
+            return tuple(_like(g, a) for g, a in zip(gradients, args, strict=True))
 
         return value, grad
 
     def of_anything(*args):
         tensors = [ops.convert_to_tensor(a) for a in args]
-        # TensorFlow's custom gradients take no variables.
-        return of_tensors(*(ops.copy(a) if hasattr(a, "assign") else a for a in tensors))
+        # TensorFlow's custom gradients take no variables; a cast reads them.
+        return of_tensors(*(ops.cast(a, a.dtype) if hasattr(a, "assign") else a for a in tensors))
 
     return of_anything
+
+
+def _like(gradient, x):
+    if gradient is not None:
+        return ops.cast(gradient, x.dtype)
+    return ops.zeros_like(x) if keras.backend.backend() == "jax" else None  # JAX takes no None
 
 
 @custom_gradient
@@ -106,9 +119,9 @@ def normalize(x: Tensor, mean: Tensor, deviation: Tensor, gamma: Tensor, beta: T
         centered = x - mean
         to_beta = channel_sum(upstream)
         to_gamma = channel_sum(upstream * centered) / deviation
-        means, _ = batch_mean(ops.stack([to_beta, to_gamma]), x)  # in one round of communication
+        (mean_to_beta, mean_to_gamma), _ = batch_means([to_beta, to_gamma], x)
         slope = gamma / deviation
-        to_x = upstream * slope - (slope * means[0] + centered * (slope * means[1] / deviation))
-        return to_x, ops.zeros_like(mean), ops.zeros_like(deviation), to_gamma, to_beta
+        to_x = upstream * slope - (slope * mean_to_beta + centered * (slope * mean_to_gamma / deviation))
+        return to_x, None, None, to_gamma, to_beta
 
     return (x - mean) * (gamma / deviation) + beta, gradient

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_binaryvit.layers.channelwise import batch_mean, channel_sum, normalize
+from keras_binaryvit.layers.channelwise import batch_means, channel_sum, normalize
 from keras_binaryvit.typing import Tensor
 
 
@@ -45,11 +45,13 @@ class BatchNorm(keras.layers.BatchNormalization):
             scale = self.gamma / self._deviation(self.moving_variance)
             outputs = x * scale + (self.beta - self.moving_mean * scale)
             return ops.cast(outputs, self.compute_dtype)
-        mean, count = batch_mean(channel_sum(ops.stop_gradient(x)), x)
-        variance, _ = batch_mean(channel_sum(ops.square(ops.stop_gradient(x) - mean)), x)
+        detached = ops.stop_gradient(x)
+        (mean,), count = batch_means([channel_sum(detached)], x)
+        (variance,), _ = batch_means([channel_sum(ops.square(detached - mean))], x)
         outputs = normalize(x, mean, self._deviation(variance), self.gamma, self.beta)
 
-        unbiased = variance * (count / ops.maximum(count - 1, 1))
+        # Python's maximum keeps a count that is a number one.
+        unbiased = variance * (count / (max(count - 1, 1) if isinstance(count, float) else ops.maximum(count - 1, 1)))
         keep = self.momentum
         self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
         self.moving_variance.assign(self.moving_variance * keep + unbiased * (1 - keep))

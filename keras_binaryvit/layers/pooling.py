@@ -19,7 +19,10 @@ def average_pool(x: Tensor, size: int) -> Tensor:
     def pool(x):
         def gradient(upstream):
             # Compilers write it as a window sliding over a map of mostly zeros, many times slower than the copies.
-            return (ops.repeat(ops.repeat(upstream / size**2, size, axis=1), size, axis=2),)
+            _, height, width, channels = upstream.shape
+            squares = ops.reshape(upstream / size**2, (-1, height, 1, width, 1, channels))
+            copies = ops.tile(squares, (1, 1, size, 1, size, 1))
+            return (ops.reshape(copies, (-1, height * size, width * size, channels)),)
 
         return ops.average_pool(x, size, size, "valid", data_format="channels_last"), gradient
 
