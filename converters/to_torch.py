@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="the .keras file of a BinaryViT, FlatBinaryViT or DeiT")
+    parser.add_argument("model", help="the .keras file of a BinaryViT or DeiT")
     parser.add_argument("checkpoint", help="the .pth (needs PyTorch), .safetensors or .npz file to write")
     return parser.parse_args()
 

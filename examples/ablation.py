@@ -19,10 +19,17 @@ ROWS = {
     "+ affine": {"class_token": False, "branches": True, "affine": True},
     "+ pyramid": None,
 }
-# Arguments of FlatBinaryViT and the preset of BinaryViT, of about the same number of multiply-adds.
+FLAT = {"reductions": (1,), "expansions": (4,), "patch_norm": False}
+# Arguments of the flat rows and the preset of the pyramid, of about the same number of multiply-adds.
 SIZES = {
-    "tiny": ({"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2, "expansion": 4}, "binaryvit_tiny_32"),
-    "small": ({"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "expansion": 4}, "binaryvit_small"),
+    "tiny": (
+        {**FLAT, "patch_size": 4, "embed_dims": (64,), "depths": (4,), "num_heads": (2,)},
+        "binaryvit_tiny_32",
+    ),
+    "small": (
+        {**FLAT, "patch_size": 16, "embed_dims": (384,), "depths": (12,), "num_heads": (6,)},
+        "binaryvit_small",
+    ),
 }
 
 
@@ -77,10 +84,8 @@ def train(recipe: recipes.Recipe, size: str, number: int) -> dict:
     changes = list(ROWS.values())[number - 1]
     folder = recipe.output / f"row_{number}"
     row = dataclasses.replace(recipe, output=folder, resume=folder.exists())
-    if changes is None:
-        model, history = training.train(row, kb.BinaryViT, **kb.BinaryViT.presets[preset])
-    else:
-        model, history = training.train(row, kb.FlatBinaryViT, **flat, **changes)
+    arguments = kb.BinaryViT.presets[preset] if changes is None else {**flat, **changes}
+    model, history = training.train(row, **arguments)
     costs = kb.profile.summary(model, print_fn=lambda text: None)
     return {"parameters": sum(costs.parameters.values()), "ops": costs.ops, "history": history}
 

@@ -29,11 +29,10 @@ def main() -> None:
     import keras_binaryvit as kb
     from keras_binaryvit.files import save_model
 
-    networks = {preset: network for network in (kb.BinaryViT, kb.FlatBinaryViT) for preset in network.presets}
-    if arguments.preset not in networks:
-        raise ValueError(f"Unknown preset {arguments.preset!r}. Known presets: {', '.join(networks)}")
-    network = networks[arguments.preset]
-    model, history = training.train(recipe, network, **network.presets[arguments.preset], name=arguments.preset)
+    presets = kb.BinaryViT.presets
+    if arguments.preset not in presets:
+        raise ValueError(f"Unknown preset {arguments.preset!r}. Known presets: {', '.join(presets)}")
+    model, history = training.train(recipe, **presets[arguments.preset], name=arguments.preset)
     file = recipe.output / "model.keras"
     save_model(file, model)
     print(f"Accuracy: {history['val_accuracy'][-1]:.2%}, at best {max(history['val_accuracy']):.2%}. Wrote {file}")

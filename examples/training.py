@@ -16,13 +16,16 @@ import keras_binaryvit as kb
 from keras_binaryvit.files import load_model
 
 # What makes a network a real-valued one of the same architecture.
-_REAL = {"input_quantizer": None, "kernel_quantizer": None, "binary_probabilities": False}
+_REAL = {
+    **dict.fromkeys(["input_quantizer", "kernel_quantizer", "conv_kernel_quantizer"]),
+    "binary_probabilities": False,
+}
 # What may differ when a run continues.
 _FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
 
 
-def train(recipe: Recipe, network: type[keras.Model], **arguments: Any) -> tuple[keras.Model, dict[str, list[float]]]:
-    """Trains `network(**arguments)` as `recipe` says, for the data set's images and classes.
+def train(recipe: Recipe, **arguments: Any) -> tuple[kb.BinaryViT, dict[str, list[float]]]:
+    """Trains `BinaryViT(**arguments)` as `recipe` says, for the data set's images and classes.
 
     Returns:
         The model after the last epoch, and the logs of all epochs. `checkpoints` in the output folder has the last
@@ -42,10 +45,10 @@ def train(recipe: Recipe, network: type[keras.Model], **arguments: Any) -> tuple
         "remat": recipe.remat,
     }
     if recipe.real:
-        arguments |= _REAL | ({"conv_kernel_quantizer": None} if network is kb.BinaryViT else {})
+        arguments |= _REAL
     with _devices(recipe) as distribution:
         teacher = load_model(recipe.teacher) if recipe.teacher else None
-        model = network(**arguments)
+        model = kb.BinaryViT(**arguments)
         if recipe.real_kernel_epochs:
             stage = dataclasses.replace(recipe, output=recipe.output / "real_kernels", epochs=recipe.real_kernel_epochs)
             first = kb.training.with_real_kernels(model)

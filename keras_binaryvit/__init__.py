@@ -15,13 +15,12 @@ from keras_binaryvit import (
     visualize,
 )
 from keras_binaryvit.memory import keep_freed_memory
-from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
+from keras_binaryvit.models import BinaryViT, DeiT
 
 __version__ = "0.1.0"
 __all__ = [
     "BinaryViT",
     "DeiT",
-    "FlatBinaryViT",
     "checkpoints",
     "constraints",
     "data",

@@ -34,7 +34,7 @@ def attention_maps(
     A position's colour is the mean of the attention that it gets, relative to the map's largest.
 
     Args:
-        model: A model with `BinaryTransformerBlock`s, such as `BinaryViT` or `FlatBinaryViT`; no frozen one.
+        model: A model with `BinaryTransformerBlock`s, such as `BinaryViT`; no frozen one.
         image: `(height, width, channels)`, normalised as the model takes it.
         blocks: Which blocks to draw, by number; all by default.
         head: Which head; the mean over all by default.

@@ -9,6 +9,8 @@ import numpy as np
 from hypothesis import Phase, settings
 from keras import ops
 
+import keras_binaryvit as kb
+
 # An example takes a second: few of them, always the same, and none spent on shrinking.
 few_examples = settings(max_examples=2, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 
@@ -243,3 +245,10 @@ def np_block(layer, x, branches=True, affine=True):
     h = np_norm(layer.feed_forward_norm, x)
     x = x + scaled(layer.feed_forward_affine, np_feed_forward(layer.feed_forward, h))
     return x + np_branches(layer.branches, h) if branches else x
+
+
+def flat_vit(image_shape, num_classes, patch_size, embed_dim, depth, num_heads, expansion=4, **arguments):
+    """Returns a `BinaryViT` with one stage."""
+    stages = {"embed_dims": (embed_dim,), "depths": (depth,), "num_heads": (num_heads,)}
+    stages |= {"reductions": (1,), "expansions": (expansion,), "patch_norm": False}
+    return kb.BinaryViT(image_shape, num_classes, patch_size, **stages, **arguments)

@@ -6,6 +6,7 @@ import pytest
 from gradients import compiled
 from keras import ops
 from larq_optimizers_recording import BOPS, gradients, recording, variables
+from layer_checks import flat_vit
 from requirements import needs_larq
 
 import keras_binaryvit as kb
@@ -132,7 +133,7 @@ def test_binary_variables_are_the_kernels_of_one_bit():
 
 def trained_with_bop(optimizer):
     keras.utils.set_random_seed(3)
-    model = kb.FlatBinaryViT((8, 8, 1), 10, 4, embed_dim=32, depth=1, num_heads=1, kernel_quantizer="ste_sign")
+    model = flat_vit((8, 8, 1), 10, 4, embed_dim=32, depth=1, num_heads=1, kernel_quantizer="ste_sign")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # A few steps as they are take less time than a compilation.
     backend = keras.backend.backend()

@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from layer_checks import normal, np_attention, np_norm, numpy, randomize
+from layer_checks import flat_vit, normal, np_attention, np_norm, numpy, randomize
 
 import keras_binaryvit as kb
 
@@ -60,7 +60,7 @@ def test_attention_maps_of_a_pyramid():
 
 
 def test_attention_maps_of_a_class_token():
-    model, image = kb.FlatBinaryViT(**FLAT, class_token=True, branches=False), normal(8, 12, 3)
+    model, image = flat_vit(**FLAT, class_token=True, branches=False), normal(8, 12, 3)
     attention = attention_of_first_block(model, image)  # a token and 2 x 3 patches
     (token,) = drawn(kb.visualize.attention_maps(model, image)).values()
     np.testing.assert_allclose(token, attention[:, 0, 1:].mean(axis=0).reshape(2, 3), rtol=1e-5)
@@ -69,7 +69,7 @@ def test_attention_maps_of_a_class_token():
 
 
 def test_attention_maps_cover_the_image():
-    figure = kb.visualize.attention_maps(kb.FlatBinaryViT(**FLAT), normal(8, 12, 3), query=(0, 11))
+    figure = kb.visualize.attention_maps(flat_vit(**FLAT), normal(8, 12, 3), query=(0, 11))
     for panel in figure.axes[1:]:
         picture, seen = panel.images
         assert list(seen.get_extent()) == list(picture.get_extent()) == [-0.5, 11.5, 7.5, -0.5]
@@ -77,7 +77,7 @@ def test_attention_maps_cover_the_image():
 
 
 def test_attention_maps_say_what_is_wrong():
-    model, image = kb.FlatBinaryViT(**FLAT), normal(8, 12, 3)
+    model, image = flat_vit(**FLAT), normal(8, 12, 3)
     for arguments, message in [
         ({"blocks": [1]}, "blocks 0 ... 0"),
         ({"head": 2}, "heads 0 ... 1"),

@@ -11,15 +11,13 @@ import numpy as np
 from keras_binaryvit.checkpoints.names import load_torch_state_dict
 from keras_binaryvit.checkpoints.state_dicts import read_state_dict
 from keras_binaryvit.layers.checks import positive_integer
-from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
-from keras_binaryvit.models.base import PresetModel
+from keras_binaryvit.models import BinaryViT, DeiT
+from keras_binaryvit.models.preset_model import PresetModel
 
 StateDict = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]
 
-_PRESETS: dict[str, type[PresetModel]] = {
-    name: model for model in (BinaryViT, FlatBinaryViT, DeiT) for name in model.presets
-}
+_PRESETS: dict[str, type[PresetModel]] = {name: model for model in (BinaryViT, DeiT) for name in model.presets}
 
 
 def from_torch(
@@ -45,7 +43,7 @@ def from_torch(
 
 
 def create_model(state: StateDict, preset: str | None = None, config: Config | None = None) -> PresetModel:
-    """Returns an untrained model for the tensors `state`: a `BinaryViT`, `FlatBinaryViT` or `DeiT`.
+    """Returns an untrained model for the tensors `state`: a `BinaryViT` or `DeiT`.
 
     Args:
         state: The authors' names with arrays. The number of classes is read from them; with `config` also the patch
@@ -111,16 +109,18 @@ def _arguments(state, config):
     if isinstance(_setting(config, "hidden_size"), Sequence):
         return BinaryViT, shared | _pyramid_arguments(state, config)
 
-    hidden = config["hidden_size"]
-    shared |= {
-        "embed_dim": hidden,
-        "depth": _setting(config, "num_hidden_layers"),
-        "expansion": _expansion(_setting(config, "intermediate_size"), hidden),
-    }
+    hidden, depth = config["hidden_size"], _setting(config, "num_hidden_layers")
+    expansion = _expansion(_setting(config, "intermediate_size"), hidden)
     if not _any_name(state, ".rprelu"):
-        return DeiT, shared
-    return FlatBinaryViT, {
+        return DeiT, {**shared, "embed_dim": hidden, "depth": depth, "expansion": expansion}
+    return BinaryViT, {
         **shared,
+        "embed_dims": (hidden,),
+        "depths": (depth,),
+        "num_heads": (shared["num_heads"],),
+        "reductions": (1,),
+        "expansions": (expansion,),
+        "patch_norm": False,
         "class_token": _any_name(state, ".cls_token"),
         "branches": _any_name(state, ".layerscale_"),
         "affine": _any_name(state, ".layerscale."),

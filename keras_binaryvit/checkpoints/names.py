@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_binaryvit.models import BinaryViT, DeiT, FlatBinaryViT
+from keras_binaryvit.models import BinaryViT, DeiT
 
 
 class Parameter(NamedTuple):
@@ -193,24 +193,20 @@ def torch_parameters(model: keras.Model) -> dict[str, Parameter]:
     """Returns every variable of `model`, trainable or running statistic, by the authors' name.
 
     Raises:
-        TypeError: `model` is neither a `BinaryViT` nor a `FlatBinaryViT` nor a `DeiT`.
+        TypeError: `model` is neither a `BinaryViT` nor a `DeiT`.
     """
     if isinstance(model, BinaryViT):
-        return dict(_binary_model(model, model.stages["depths"]))
-    if isinstance(model, FlatBinaryViT):
-        return dict(_binary_model(model, [model.depth]))
+        return dict(_binary_model(model, model.depths))
     if isinstance(model, DeiT):
         return dict(_deit(model))
-    raise TypeError(
-        f"The authors' names are known for BinaryViT, FlatBinaryViT and DeiT. Received: {type(model).__name__}"
-    )
+    raise TypeError(f"The authors' names are known for BinaryViT and DeiT. Received: {type(model).__name__}")
 
 
 def load_torch_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
     """Sets the variables of `model` from the authors' state dict.
 
     Args:
-        model: A `BinaryViT`, `FlatBinaryViT` or `DeiT` of the same architecture.
+        model: A `BinaryViT` or `DeiT` of the same architecture.
         state: The authors' names with NumPy arrays in their layout. `num_batches_tracked` is ignored.
 
     Raises:

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from keras_binaryvit.layers import PatchEmbedding
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
-from keras_binaryvit.models.base import PresetModel, classification_head
+from keras_binaryvit.models.image_classifier import ImageClassifier, top
 from keras_binaryvit.typing import Tensor
 
 _SMALL = {
@@ -39,7 +39,7 @@ def exact_gelu(x: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class DeiT(PresetModel):
+class DeiT(ImageClassifier):
     """A real-valued pre-norm vision transformer with a class token, made of Keras' own layers.
 
     Args:
@@ -51,9 +51,15 @@ class DeiT(PresetModel):
         num_heads: Attention heads; must divide the channels.
         expansion: How many times wider the feed-forward layers are.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
-        **kwargs: `name`, and other arguments of `keras.Model`.
+        include_top: Whether the model gives logits. Without, it gives features.
+        pooling: `"avg"`, `"max"` or `"token"`: features are a vector. `None`: features are the sequence of tokens, the
+            class token first; logits are computed from the class token.
+        dtype: Policy of the layers.
+        name: Name of the model.
+        trainable: As in `keras.Model`.
 
-    Shapes: `(batch, height, width, channels)` images, normalised, give `(batch, num_classes)` logits.
+    Shapes: `(batch, height, width, channels)` images, normalized, give `(batch, num_classes)` logits; features are
+    `(batch, 1 + patches, embed_dim)` or `(batch, embed_dim)`.
 
     Raises:
         ValueError: The arguments don't fit each other; the message names the value.
@@ -73,14 +79,18 @@ class DeiT(PresetModel):
         num_heads: int = 6,
         expansion: int = 4,
         drop_path_rate: float = 0.0,
-        **kwargs: Any,
+        *,
+        include_top: bool = True,
+        pooling: str | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
     ):
         image_shape = checked_image_shape(image_shape)
         depth = positive_integer("depth", depth)
         expansion = positive_integer("expansion", expansion)
         if positive_integer("embed_dim", embed_dim) % positive_integer("num_heads", num_heads):
             raise ValueError(f"num_heads must divide embed_dim. Received: num_heads={num_heads}, embed_dim={embed_dim}")
-        dtype = kwargs.pop("dtype", None)
         kernel = keras.initializers.TruncatedNormal(stddev=0.02)
 
         inputs = keras.Input(image_shape, name="images")
@@ -106,35 +116,5 @@ class DeiT(PresetModel):
             h = layers.Dropout(**drop, name=f"{prefix}_feed_forward_drop_path")(h)
             x = layers.Add(dtype=dtype, name=prefix)([x, h])
         x = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
-        x = layers.Cropping1D((0, x.shape[1] - 1), dtype=dtype, name="class_token")(x)
-        x = layers.Flatten(dtype=dtype, name="features")(x)
-        outputs = classification_head(num_classes, embed_dim)(x)
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-
-        self.image_shape = image_shape
-        self.num_classes = num_classes
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.expansion = expansion
-        self.drop_path_rate = drop_path_rate
-        self._layers_dtype = dtype
-        if dtype is not None:
-            self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
-
-    def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "image_shape": self.image_shape,
-            "num_classes": self.num_classes,
-            "patch_size": self.patch_size,
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "expansion": self.expansion,
-            "drop_path_rate": self.drop_path_rate,
-            "dtype": keras.saving.serialize_keras_object(self._layers_dtype),
-        }
+        outputs = top(x, num_classes, include_top, pooling, True, dtype)
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)

@@ -50,18 +50,18 @@ def unpack(model: keras.Model, packed: dict[str, np.ndarray], without: tuple[str
     Args:
         model: Built, of the architecture that was packed.
         packed: By path.
-        without: Layers of the model that keep what they have, by name.
+        without: Layers that are left out, by name: those of the model keep what they have.
 
     Raises:
         ValueError: Names or shapes don't fit; the message lists them, and nothing was changed.
     """
     binary = _binary_layers(model)
-    values, problems, left = {}, [], set(packed)
+    values, problems, left = {}, [], {key for key in packed if key.split("/")[0] not in without}
     for weight in model.weights:
-        keys = [f"{weight.path}/{part}" for part in ("bits", "magnitude")] if weight.path in binary else [weight.path]
-        left.difference_update(keys)
         if weight.path.split("/")[0] in without:
             continue
+        keys = [f"{weight.path}/{part}" for part in ("bits", "magnitude")] if weight.path in binary else [weight.path]
+        left.difference_update(keys)
         if not all(key in packed for key in keys):
             problems.append(f"{weight.path} is missing")
             continue

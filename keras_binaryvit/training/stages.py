@@ -19,7 +19,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
     >>> model.fit(...)
 
     Args:
-        model: A `BinaryViT`, a `FlatBinaryViT`, or any other model of our layers that `get_config` describes.
+        model: A `BinaryViT`, or any other model of our layers that `get_config` describes.
 
     Raises:
         ValueError: No layer of the model has a kernel quantiser, or the model is frozen.

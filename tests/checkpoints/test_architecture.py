@@ -6,7 +6,7 @@ import numpy as np
 import parity
 import pytest
 from gradients import compiled
-from layer_checks import normal, numpy, randomize
+from layer_checks import flat_vit, normal, numpy, randomize
 
 import keras_binaryvit as kb
 from keras_binaryvit.checkpoints import create_model, from_torch, read_config, to_torch_state_dict, write_state_dict
@@ -24,10 +24,10 @@ PYRAMID_MODEL |= {"reductions": (2, 1), "expansions": (2, 1)}
 MODELS = {
     "pyramid": (PYRAMID, lambda: kb.BinaryViT(**PYRAMID_MODEL)),
     "pyramid_fp": (PYRAMID, lambda: kb.BinaryViT(**PYRAMID_MODEL, binary_patch_merging=False)),
-    "row_1": (FLAT, lambda: kb.FlatBinaryViT(**FLAT_MODEL, class_token=True, branches=False, affine=False)),
-    "row_2": (FLAT, lambda: kb.FlatBinaryViT(**FLAT_MODEL, branches=False, affine=False)),
-    "row_3": (FLAT, lambda: kb.FlatBinaryViT(**FLAT_MODEL, affine=False)),
-    "row_4": (FLAT, lambda: kb.FlatBinaryViT(**FLAT_MODEL)),
+    "row_1": (FLAT, lambda: flat_vit(**FLAT_MODEL, class_token=True, branches=False, affine=False)),
+    "row_2": (FLAT, lambda: flat_vit(**FLAT_MODEL, branches=False, affine=False)),
+    "row_3": (FLAT, lambda: flat_vit(**FLAT_MODEL, affine=False)),
+    "row_4": (FLAT, lambda: flat_vit(**FLAT_MODEL)),
     "teacher": (FLAT, lambda: kb.DeiT(**FLAT_MODEL)),
 }
 
@@ -87,7 +87,7 @@ def test_a_missing_tensor_is_named(name, tmp_path):
     [
         ({**FLAT, "intermediate_size": 20}, "multiple of hidden_size. Received: 20 and 8"),
         ({**FLAT, "intermediate_size": "24"}, "intermediate_size='24'"),
-        ({**FLAT, "num_hidden_layers": 0}, "depth=0"),
+        ({**FLAT, "num_hidden_layers": 0}, "depths=0"),
         ({**FLAT, "num_attention_heads": 3}, "num_heads=3"),
         ({**FLAT, "image_size": [8, 8, 8]}, "image_shape"),
         ({**FLAT, "image_size": 9}, "map 9x9"),

@@ -10,7 +10,7 @@ import pytest
 from deploy_checks import assert_same, functional, images, pyramid, randomize
 from gradients import compiled
 from keras import layers
-from layer_checks import assert_close, numpy
+from layer_checks import assert_close, flat_vit, numpy
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.freeze import binary_layers
@@ -59,7 +59,7 @@ def train(model, steps=5):
     "create",
     [
         pyramid,
-        lambda: kb.FlatBinaryViT((8, 8, 3), 5, 4, 16, 1, 2, 2, class_token=True, branches=False, affine=False),
+        lambda: flat_vit((8, 8, 3), 5, 4, 16, 1, 2, 2, class_token=True, branches=False, affine=False),
         lambda: kb.DeiT((8, 8, 3), 5, 4, 16, 1, 2, 2),
     ],
     ids=["pyramid", "class token", "deit"],

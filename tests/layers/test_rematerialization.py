@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from gradients import layer_gradients
-from layer_checks import normal, numpy
+from layer_checks import flat_vit, normal, numpy
 
 import keras_binaryvit as kb
 
@@ -31,7 +31,7 @@ def test_training_is_the_same():
 def test_models_pass_it_to_their_blocks(remat):
     shapes = {"image_shape": (8, 8, 3), "num_classes": 2, "patch_size": 4, "remat": remat}
     stages = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 1), "reductions": (1, 1), "expansions": (1, 1)}
-    for model in (kb.BinaryViT(**shapes, **stages), kb.FlatBinaryViT(**shapes, embed_dim=4, depth=2, num_heads=1)):
+    for model in (kb.BinaryViT(**shapes, **stages), flat_vit(**shapes, embed_dim=4, depth=2, num_heads=1)):
         blocks = [layer for layer in model.layers if isinstance(layer, kb.layers.BinaryTransformerBlock)]
         assert [block.remat for block in blocks] == [remat, remat]
         assert model.get_config()["remat"] is remat

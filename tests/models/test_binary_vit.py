@@ -1,13 +1,15 @@
 """BinaryViT: its presets, stages, saving and training."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
-from layer_checks import normal, numpy
+from layer_checks import normal, numpy, randomize
 
 from keras_binaryvit import BinaryViT
 from keras_binaryvit.layers import BinaryTransformerBlock, PatchMerging
-from keras_binaryvit.models.binary_vit import PRESETS
+from keras_binaryvit.models.binaryvit import PRESETS
 
 TWO_STAGES = {
     "image_shape": (16, 16, 3),
@@ -56,8 +58,8 @@ def test_preset_with_real_merging():
 
 def test_tiny_preset_with_overrides():
     model = BinaryViT.from_preset("binaryvit_tiny_32", num_classes=7, depths=(1, 1, 1), name="mine")
-    assert (model.name, model.num_classes, model.stages["depths"]) == ("mine", 7, (1, 1, 1))
-    assert model.stages["embed_dims"] == PRESETS["binaryvit_tiny_32"]["embed_dims"]
+    assert (model.name, model.num_classes, model.depths) == ("mine", 7, (1, 1, 1))
+    assert model.embed_dims == PRESETS["binaryvit_tiny_32"]["embed_dims"]
     assert model.output_shape == (None, 7)
     assert PRESETS["binaryvit_tiny_32"]["num_classes"] == 10
 
@@ -126,7 +128,7 @@ def test_config_round_trip():
     clone = BinaryViT.from_config(config)
     assert clone.get_config() == config
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model)).get_config() == config
-    assert set(arguments) | {"binary_patch_merging", "trainable"} == set(config)
+    assert set(config) == set(inspect.signature(BinaryViT).parameters)
     for name, value in arguments.items():
         assert config[name] == value or name.endswith("quantizer") or name == "dtype"
     assert [(weight.path, weight.shape) for weight in clone.weights] == [
@@ -200,3 +202,46 @@ def test_arguments_that_do_not_fit(changes, message):
 def test_wrong_images(shape):
     with pytest.raises(ValueError, match="incompatible"):
         small()(normal(*shape))
+
+
+def features(**changes):
+    return BinaryViT((16, 16, 3), 3, 2, (4, 8), (1, 2), (1, 2), (2, 1), (2, 1), include_top=False, **changes)
+
+
+def test_features_are_what_the_head_reads():
+    model = randomize(BinaryViT((16, 16, 3), 3, 2, (4, 8), (1, 2), (1, 2), (2, 1), (2, 1)))
+    images = normal(2, 16, 16, 3)
+    expected = numpy(keras.Model(model.input, model.get_layer("norm").output)(images))
+    for pooling, pooled in ((None, expected), ("avg", expected.mean((1, 2))), ("max", expected.max((1, 2)))):
+        without_top = features(pooling=pooling)
+        without_top.set_weights(model.get_weights()[:-2])  # all but the head's
+        np.testing.assert_allclose(numpy(without_top(images)), pooled, rtol=1e-5, atol=1e-5)
+        clone = BinaryViT.from_config(without_top.get_config())
+        assert clone.output_shape == without_top.output_shape
+
+
+def test_trained_features():
+    model = BinaryViT.from_preset("binaryvit_tiny_32_cifar10", include_top=False, pooling="avg")
+    whole = BinaryViT.from_preset("binaryvit_tiny_32_cifar10")
+    images = normal(2, 32, 32, 3)
+    logits = numpy(whole.get_layer("head")(model(images)))
+    np.testing.assert_allclose(logits, numpy(whole(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_pyramid_outputs_by_their_strides():
+    model = features()
+    assert {level: tuple(tensor.shape) for level, tensor in model.pyramid_outputs.items()} == {
+        "P1": (None, 8, 8, 4),
+        "P2": (None, 4, 4, 8),
+    }
+    outputs = keras.Model(model.inputs, model.pyramid_outputs)(normal(1, 16, 16, 3))
+    expected = numpy(keras.Model(model.input, model.get_layer("block_2").output)(normal(1, 16, 16, 3)))
+    np.testing.assert_array_equal(numpy(outputs["P2"]), expected)
+    with pytest.raises(ValueError, match=r"strides \[3, 6\]"):
+        BinaryViT((18, 18, 3), 3, 3, (4, 8), (1, 1), (1, 2), (1, 1), (1, 1)).pyramid_outputs  # noqa: B018
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_unknown_pooling(pooling):
+    with pytest.raises(ValueError, match=f"pooling must be one of None, 'avg', 'max'. Received: pooling='{pooling}'"):
+        features(pooling=pooling)

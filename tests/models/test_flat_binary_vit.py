@@ -1,14 +1,17 @@
-"""FlatBinaryViT: its presets, rows, saving and training; its values are in test_parity.py."""
+"""BinaryViT with one stage: the rows of the ablation, saving and training; its values are in test_parity.py."""
+
+import inspect
 
 import keras
 import numpy as np
 import pytest
-from layer_checks import normal, numpy, randomize
+from layer_checks import flat_vit, normal, numpy, randomize
 
-from keras_binaryvit import FlatBinaryViT
+from keras_binaryvit import BinaryViT
 from keras_binaryvit.layers import BinaryTransformerBlock
 
 SMALL = {"image_shape": (8, 12, 3), "num_classes": 3, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+PRESETS = [name for name in BinaryViT.presets if name.startswith("reactdeit")]
 ROWS = [
     {"class_token": True, "branches": False, "affine": False},
     {"class_token": False, "branches": False, "affine": False},
@@ -18,7 +21,7 @@ ROWS = [
 
 
 def small(**changes):
-    return FlatBinaryViT(**{**SMALL, **changes})
+    return flat_vit(**{**SMALL, **changes})
 
 
 def size(weights):
@@ -26,15 +29,14 @@ def size(weights):
 
 
 def test_presets_are_the_four_rows():
-    names = list(FlatBinaryViT.presets)
-    for name, row in zip(names, ROWS, strict=True):
-        model = FlatBinaryViT.from_preset(name, depth=1, num_classes=7)
-        assert (model.name, model.num_classes, model.embed_dim, model.patch_size) == (name, 7, 384, 16)
-        assert (model.num_heads, model.expansion) == (6, 4)
+    for name, row in zip(PRESETS, ROWS, strict=True):
+        model = BinaryViT.from_preset(name, depths=(1,), num_classes=7)
+        assert (model.name, model.num_classes, model.embed_dims, model.patch_size) == (name, 7, (384,), 16)
+        assert (model.num_heads, model.expansions, model.patch_norm) == ((6,), (4,), False)
         assert {key: getattr(model, key) for key in row} == row
-        assert {"depth": 12, "num_classes": 1000}.items() <= FlatBinaryViT.presets[name].items()
+        assert {"depths": (12,), "num_classes": 1000}.items() <= BinaryViT.presets[name].items()
     with pytest.raises(ValueError, match="'deit_small'.*reactdeit_small, reactdeit_small_avg_pool"):
-        FlatBinaryViT.from_preset("deit_small")
+        BinaryViT.from_preset("deit_small")
 
 
 def test_parameters_of_the_rows():
@@ -49,9 +51,9 @@ def test_parameters_of_the_rows():
     block += hidden + channels * hidden + norm_and_rprelu * channels
     block += norm_and_rprelu * channels + 2 * 2 * channels
     rows = [block, block, block + 4 * 2 * channels, block + 6 * 2 * channels]
-    for i, (name, expected) in enumerate(zip(FlatBinaryViT.presets, rows, strict=True)):
+    for i, (name, expected) in enumerate(zip(PRESETS, rows, strict=True)):
         token = 2 * channels if i == 0 else 0  # and its position
-        model = FlatBinaryViT.from_preset(name, depth=2)
+        model = BinaryViT.from_preset(name, depths=(2,))
         assert size(model.trainable_weights) == patches + token + 2 * expected + head
         binary = [layer.kernel for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
         assert size(binary) == 2 * (4 * channels**2 + 2 * channels * hidden)
@@ -95,12 +97,13 @@ def test_config_round_trip(row):
         "dtype": "mixed_bfloat16",
         "name": "mine",
     }
-    model = FlatBinaryViT(**arguments)
+    model = flat_vit(**arguments)
     config = model.get_config()
-    assert set(config) == set(arguments) | {"trainable"}
+    assert set(config) == set(inspect.signature(BinaryViT).parameters)
     clone = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     assert clone.get_config() == config
-    assert {key: config[key] for key in (*SMALL, *row)} == {**SMALL, **row}
+    assert {key: config[key] for key in row} == row
+    assert (config["embed_dims"], config["depths"], config["expansions"]) == ((8,), (2,), (2,))
     assert [(weight.path, weight.shape) for weight in clone.weights] == [
         (weight.path, weight.shape) for weight in model.weights
     ]
@@ -124,9 +127,10 @@ def test_fits(row):
     "changes, message",
     [
         ({"class_token": True}, "class_token=True, branches=True"),
+        ({"pooling": "token"}, "pooling='token', class_token=False"),
         ({"image_shape": (8, 12)}, r"image_shape=\(8, 12\)"),
         ({"image_shape": (8, 10, 3)}, "multiples of 4.*map 8x10"),
-        ({"depth": 0}, "depth=0"),
+        ({"depth": 0}, "depths=0"),
         ({"num_heads": 3}, "num_heads=3, channels=8"),
         ({"expansion": 1.5}, "expansion=1.5"),
         ({"num_classes": 0}, "units=0"),

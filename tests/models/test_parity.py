@@ -31,7 +31,7 @@ COUNTS = {
 
 def test_class_and_size(recording, model):
     name = recording.config["name"]
-    expected = {"pyramid_mini": kb.BinaryViT, "deit_fp": kb.DeiT}.get(name, kb.FlatBinaryViT)
+    expected = kb.DeiT if name == "deit_fp" else kb.BinaryViT
     assert type(model) is expected
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == COUNTS[name]["parameters"]
 

@@ -167,7 +167,7 @@ def test_cifar10():
 
 
 def test_all_weights_are_those_of_their_preset():
-    for network in (kb.BinaryViT, kb.FlatBinaryViT, kb.DeiT):
+    for network in (kb.BinaryViT, kb.DeiT):
         assert set(network.trained) <= set(network.presets)
     files = {path.stem for path in pretrained.FOLDER.glob("*.npz")}
     assert files == set(kb.BinaryViT.trained)

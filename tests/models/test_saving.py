@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gradients import compiled
-from layer_checks import normal, numpy, randomize
+from layer_checks import flat_vit, normal, numpy, randomize
 
 import keras_binaryvit as kb
 
@@ -17,8 +17,8 @@ STAGES = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 2), "reductio
 BLOCKS = {"embed_dim": 8, "depth": 1, "num_heads": 2}
 MODELS = {
     "pyramid": lambda: kb.BinaryViT(**{**SIZES, "patch_size": 2}, **STAGES),
-    "row_1": lambda: kb.FlatBinaryViT(**SIZES, **BLOCKS, class_token=True, branches=False, affine=False),
-    "row_4": lambda: kb.FlatBinaryViT(**SIZES, **BLOCKS),
+    "row_1": lambda: flat_vit(**SIZES, **BLOCKS, class_token=True, branches=False, affine=False),
+    "row_4": lambda: flat_vit(**SIZES, **BLOCKS),
     "teacher": lambda: kb.DeiT(**SIZES, **BLOCKS),
 }
 IMAGES = normal(2, *SIZES["image_shape"])

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from layer_checks import flat_vit
 
 import keras_binaryvit as kb
 from keras_binaryvit.layers import QuantDense
@@ -178,7 +179,7 @@ def test_mixed_precision(half):
 
 def test_a_binary_vit_learns_from_a_deit():
     keras.utils.set_random_seed(0)
-    student = kb.FlatBinaryViT((8, 8, 1), 10, 4, embed_dim=32, depth=1, num_heads=1)
+    student = flat_vit((8, 8, 1), 10, 4, embed_dim=32, depth=1, num_heads=1)
     teacher = kb.DeiT((8, 8, 1), 10, 4, embed_dim=16, depth=1, num_heads=1)
     teacher.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(16, 10)))
     distiller = Distiller(student, teacher)

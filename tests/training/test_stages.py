@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from layer_checks import normal, np_sign, randomize
+from layer_checks import flat_vit, normal, np_sign, randomize
 
 import keras_binaryvit as kb
 from keras_binaryvit.layers import QuantConv2D, QuantDense
@@ -16,7 +16,7 @@ def pyramid():
 
 
 def flat():
-    return kb.FlatBinaryViT((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1)
+    return flat_vit((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1)
 
 
 def quantized_layers(model):
@@ -75,7 +75,7 @@ def test_frozen():
 
 
 def test_models_that_differ():
-    source, target = flat(), kb.FlatBinaryViT((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1, branches=False)
+    source, target = flat(), flat_vit((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1, branches=False)
     before = [ops.convert_to_numpy(weight) for weight in target.weights]
     with pytest.raises(ValueError, match=r"differ in \d+ of \d+ weights[\s\S]*branches/.*\(8,\) - norm/gamma"):
         copy_weights(source, target)

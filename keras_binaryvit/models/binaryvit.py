@@ -1,0 +1,240 @@
+"""BinaryViT: the pyramid of binary transformer blocks, its flat relatives, and the presets of both."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_binaryvit import quantizers
+from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbedding, PatchMerging
+from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
+from keras_binaryvit.models.image_classifier import ImageClassifier, top
+from keras_binaryvit.typing import QuantizerLike, Tensor
+
+_SMALL = {
+    "image_shape": (224, 224, 3),
+    "num_classes": 1000,
+    "patch_size": 4,
+    "embed_dims": (64, 128, 256, 512),
+    "depths": (3, 4, 8, 4),
+    "num_heads": (1, 2, 4, 8),
+    "reductions": (8, 4, 1, 1),
+    "expansions": (8, 8, 4, 4),
+}
+
+_TINY_32 = {
+    "image_shape": (32, 32, 3),
+    "num_classes": 10,
+    "patch_size": 4,
+    "embed_dims": (64, 128, 256),
+    "depths": (1, 2, 1),
+    "num_heads": (1, 2, 4),
+    "reductions": (2, 1, 1),
+    "expansions": (4, 4, 4),
+}
+
+# DeiT-S with binary blocks: all on maps of the same size.
+_FLAT_SMALL = {
+    "image_shape": (224, 224, 3),
+    "num_classes": 1000,
+    "patch_size": 16,
+    "embed_dims": (384,),
+    "depths": (12,),
+    "num_heads": (6,),
+    "reductions": (1,),
+    "expansions": (4,),
+    "patch_norm": False,
+}
+
+PRESETS = {
+    "binaryvit_small": _SMALL,
+    "binaryvit_small_fp_merging": {**_SMALL, "binary_patch_merging": False},
+    "binaryvit_tiny_32": _TINY_32,
+    "binaryvit_tiny_32_cifar10": _TINY_32,
+    "reactdeit_small": {**_FLAT_SMALL, "class_token": True, "branches": False, "affine": False},
+    "reactdeit_small_avg_pool": {**_FLAT_SMALL, "branches": False, "affine": False},
+    "reactdeit_small_avg_pool_multi_branch": {**_FLAT_SMALL, "affine": False},
+    "reactdeit_small_avg_pool_multi_branch_ls": _FLAT_SMALL,
+}
+"""Arguments of `BinaryViT` by preset. The first is the paper's network, the second its variant with a dagger; the
+`reactdeit` ones are rows 1 to 4 of the paper's table 3, by the names of the authors' scripts."""
+
+TRAINED = {"binaryvit_tiny_32_cifar10": "0730cf63ecafc021524333ffabe751a3f8214f70763d4f3aa4d35bbce0028141"}
+"""SHA-256 of the weights of the presets that are trained. On CIFAR-10's test images: 70.7 %."""
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class BinaryViT(ImageClassifier):
+    """A pyramid vision transformer with 1-bit weights and activations.
+
+    Each stage but the first begins with a patch merging that halves the map; all tuples have one entry per stage, and
+    there may be any number of stages. With one stage all blocks work on maps of the same size, as in DeiT: with a class
+    token, without patch norm, branches and affine it is the ReAct-DeiT that the paper starts from. A class token leaves
+    no map to pool or to merge: the blocks then work on a single column of positions.
+
+    Args:
+        image_shape: `(height, width, channels)`; the sides must be multiples of `patch_size` times 2 for each further
+            stage, and the map of a stage of its reduction.
+        num_classes: Number of logits.
+        patch_size: Side of the patches that the image is cut into.
+        embed_dims: Channels.
+        depths: Number of blocks.
+        num_heads: Attention heads; must divide the channels.
+        reductions: Spatial reduction of keys and values.
+        expansions: How many times wider the feed-forward layers are.
+        binary_patch_merging: Whether the convolutions between stages are binary (67.7 % top-1 on ImageNet in the paper)
+            or real (70.6 %).
+        patch_norm: Whether the patch embedding has a batch normalization.
+        class_token: Whether the head reads a class token, rather than the mean over all positions; with one stage, and
+            without branches.
+        branches: Whether the blocks have pooling branches.
+        affine: Whether the blocks scale and shift their attention and feed-forward parts.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
+        kernel_quantizer: Of all binary dense kernels: whatever `quantizers.get` takes.
+        conv_kernel_quantizer: Of the binary patch mergings' kernels: whatever `quantizers.get` takes.
+        binary_probabilities: Whether attention probabilities are binary. With False, and None for all quantizers, the
+            network is the same in real numbers.
+        remat: Whether training computes what happens inside a block again in the backward pass, rather than keep it:
+            less memory, more time, the same gradients.
+        include_top: Whether the model gives logits. Without, it gives features.
+        pooling: `"avg"`, `"max"` or `"token"`: features are a vector. `None`: features are the last map; logits are
+            computed from the class token if there is one, else from the mean.
+        dtype: Policy of the layers.
+        name: Name of the model.
+        trainable: As in `keras.Model`.
+
+    Attributes:
+        pyramid_outputs: The last map of each stage, by the logarithm of its stride: see there.
+
+    Shapes: `(batch, height, width, channels)` images, normalized, give `(batch, num_classes)` logits; features are
+    `(batch, map_height, map_width, embed_dims[-1])` or `(batch, embed_dims[-1])`.
+
+    Raises:
+        ValueError: The arguments don't fit each other; the message names the value.
+
+    Source: BinaryViT, arXiv 2306.16678.
+    """
+
+    presets = PRESETS
+    trained = TRAINED
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (224, 224, 3),
+        num_classes: int = 1000,
+        patch_size: int = 4,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (3, 4, 8, 4),
+        num_heads: Sequence[int] = (1, 2, 4, 8),
+        reductions: Sequence[int] = (8, 4, 1, 1),
+        expansions: Sequence[int] = (8, 8, 4, 4),
+        binary_patch_merging: bool = True,
+        drop_path_rate: float = 0.0,
+        input_quantizer: QuantizerLike = "approx_sign",
+        kernel_quantizer: QuantizerLike = "centered_scaled_sign",
+        conv_kernel_quantizer: QuantizerLike = "scaled_sign",
+        binary_probabilities: bool = True,
+        remat: bool = False,
+        *,
+        patch_norm: bool = True,
+        class_token: bool = False,
+        branches: bool = True,
+        affine: bool = True,
+        include_top: bool = True,
+        pooling: str | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ):
+        stages = {
+            "embed_dims": embed_dims,
+            "depths": depths,
+            "num_heads": num_heads,
+            "reductions": reductions,
+            "expansions": expansions,
+        }
+        lengths = {argument: len(values) for argument, values in stages.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"All tuples must have one entry per stage. Received these numbers of entries: {lengths}")
+        if not depths:
+            raise ValueError("A model needs at least one stage. Received: depths=()")
+        for depth in depths:
+            positive_integer("depths", depth)
+        if class_token and (branches or len(depths) > 1):
+            raise ValueError(
+                "The pooling branches and further stages need a map, and a class token leaves none. "
+                f"Received: class_token={class_token}, branches={branches}, depths={tuple(depths)}"
+            )
+        input_quantizer = quantizers.get(input_quantizer)
+        kernel_quantizer = quantizers.get(kernel_quantizer)
+        conv_kernel_quantizer = quantizers.get(conv_kernel_quantizer)
+
+        inputs = keras.Input(checked_image_shape(image_shape), name="images")
+        x = PatchEmbedding(embed_dims[0], patch_size, patch_norm, class_token, dtype=dtype, name="patch_embedding")(
+            inputs
+        )
+        last_block = max(sum(depths) - 1, 1)
+        block = 0
+        for stage, depth in enumerate(depths):
+            if stage > 0:
+                x = PatchMerging(
+                    embed_dims[stage],
+                    binary_patch_merging,
+                    input_quantizer,
+                    conv_kernel_quantizer,
+                    dtype=dtype,
+                    name=f"patch_merging_{stage}",
+                )(x)
+            for _ in range(depth):
+                x = BinaryTransformerBlock(
+                    num_heads[stage],
+                    reductions[stage],
+                    expansions[stage],
+                    drop_path_rate * block / last_block,
+                    input_quantizer,
+                    kernel_quantizer,
+                    branches,
+                    affine,
+                    binary_probabilities,
+                    remat,
+                    dtype=dtype,
+                    name=f"block_{block}",
+                )(x)
+                block += 1
+        x = BatchNorm(dtype=dtype, name="norm")(x)
+        outputs = top(x, num_classes, include_top, pooling, class_token, dtype)
+        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+
+    @property
+    def pyramid_outputs(self) -> dict[str, Tensor]:
+        """The last map of each stage, before the last norm, by its stride: `"P2"` has one value per 4x4 pixels.
+
+        `keras.Model(model.inputs, model.pyramid_outputs)` feeds a detector.
+
+        Raises:
+            ValueError: There is a class token, or a stride is no power of two.
+        """
+        strides = [self.patch_size * 2**stage for stage in range(len(self.depths))]
+        if self.class_token or any(stride & (stride - 1) for stride in strides):
+            raise ValueError(
+                "pyramid_outputs needs maps with strides that are powers of two. "
+                f"Received: class_token={self.class_token}, strides {strides}"
+            )
+        last = [sum(self.depths[: stage + 1]) - 1 for stage in range(len(self.depths))]
+        blocks = [self.get_layer(f"block_{index}") for index in last]
+        return {f"P{int(math.log2(stride))}": block.output for stride, block in zip(strides, blocks, strict=True)}
+
+
+@keras.saving.register_keras_serializable("keras_binaryvit")
+class FlatBinaryViT(BinaryViT):
+    """What version 0.1 called a `BinaryViT` with one stage; its files load as one."""
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> BinaryViT:
+        """Returns the `BinaryViT` of a config of version 0.1."""
+        config = {**config, "patch_norm": False, "reductions": (1,), "num_heads": (config["num_heads"],)}
+        for old, new in {"embed_dim": "embed_dims", "depth": "depths", "expansion": "expansions"}.items():
+            config[new] = (config.pop(old),)
+        return BinaryViT.from_config(config, custom_objects)

@@ -1,0 +1,104 @@
+"""PresetModel: a functional model whose config is its constructor's arguments, with named architectures."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import keras
+
+from keras_binaryvit.models import pretrained
+
+Model = TypeVar("Model", bound="PresetModel")
+# What Keras keeps itself.
+_OF_KERAS = ("name", "trainable", "dtype")
+
+
+class PresetModel(keras.Model):
+    """A functional model with named architectures.
+
+    A subclass names all its arguments in the signature of its constructor, `name`, `trainable` and `dtype` among them.
+    They are its config, and after the constructor its attributes. It sets `presets` to arguments by name, and `trained`
+    to the SHA-256 of the weights that come with the package, for those presets that have some.
+
+    Args:
+        inputs: As in `keras.Model`.
+        outputs: As in `keras.Model`.
+        dtype: Policy of the layers.
+        name: As in `keras.Model`.
+        trainable: As in `keras.Model`.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    trained: ClassVar[Mapping[str, str]] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        model = super().__new__(cls, *args, **kwargs)
+        try:
+            bound = inspect.signature(cls.__init__).bind(model, *args, **kwargs)
+        except TypeError:  # `__init__` says what is wrong; and Keras itself makes models without arguments
+            return model
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        # What a config read from JSON holds is equal to what the user gave.
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments}
+        object.__setattr__(model, "_arguments", values)  # Keras' own would track it, and isn't ready
+        return model
+
+    def __init__(self, inputs: Any, outputs: Any, dtype: Any = None, name: str | None = None, trainable: bool = True):
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        for argument, value in self._arguments.items():
+            if argument not in _OF_KERAS:
+                setattr(self, argument, value)
+        if dtype is not None:
+            self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
+
+    @classmethod
+    def from_preset(cls: type[Model], preset: str, **overrides: Any) -> Model:
+        """Creates a model from a named architecture, trained if the preset has weights (`trained`).
+
+        Args:
+            preset: One of `presets`.
+            **overrides: Arguments that replace the preset's, such as `num_classes` and `image_shape`. With another
+                `num_classes` a trained preset gets a new, untrained head.
+
+        Raises:
+            ValueError: No preset has that name, or its weights are damaged or don't fit the overrides.
+        """
+        if preset not in cls.presets:
+            raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(sorted(cls.presets))}")
+        arguments = cls.presets[preset]
+        model = cls(**{"name": preset, **arguments, **overrides})
+        if preset in cls.trained:
+            config = model.get_config()
+            new_head = config["num_classes"] != arguments["num_classes"] or not config.get("include_top", True)
+            file = pretrained.FOLDER / f"{preset}.npz"
+            pretrained.load(model, file, cls.trained[preset], without=("head",) if new_head else ())
+        return model
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As Keras' own, with an optimizer that is built: TensorFlow traces a step that makes variables twice."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        config = {name: _serialized(value) for name, value in self._arguments.items()}
+        return {**config, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls: type[Model], config: dict, custom_objects: dict | None = None) -> Model:
+        """Creates the model from `get_config()`."""
+        values = {name: _deserialized(value, custom_objects) for name, value in config.items()}
+        return cls(**values)
+
+
+def _serialized(value):
+    plain = isinstance(value, bool | int | float | str | tuple | dict) or value is None
+    return value if plain else keras.saving.serialize_keras_object(value)
+
+
+def _deserialized(value, custom_objects):
+    if isinstance(value, dict) and "class_name" in value:
+        return keras.saving.deserialize_keras_object(value, custom_objects)
+    return value
