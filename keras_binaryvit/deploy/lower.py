@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import lce_layers
 from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
+from keras_binaryvit.models.image_classifier import ImageClassifier
 from keras_binaryvit.typing import Shape
 
 # Quantisers whose values are those of a sign, and no other.
@@ -180,7 +181,8 @@ def functional_graph(model: keras.Model) -> keras.Model | None:
         graph = keras.Model(model.input, model.output, name=model.name)
     except (AttributeError, ValueError):
         return None
-    return graph if type(model).call is type(graph).call else None
+    # An `ImageClassifier` only normalizes integer images before.
+    return graph if type(model).call in (type(graph).call, ImageClassifier.call) else None
 
 
 def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from keras_binaryvit.layers.affine import ResidualAffine
 from keras_binaryvit.layers.attention import BinarySelfAttention
 from keras_binaryvit.layers.block import BinaryTransformerBlock
 from keras_binaryvit.layers.feed_forward import BinaryFeedForward
+from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.patches import PatchEmbedding, PatchMerging
 from keras_binaryvit.layers.pooling import MultiBranchAveragePooling
@@ -17,6 +18,7 @@ __all__ = [
     "BinaryProjection",
     "BinarySelfAttention",
     "BinaryTransformerBlock",
+    "ImagePreprocessor",
     "MultiBranchAveragePooling",
     "PatchEmbedding",
     "PatchMerging",

@@ -9,6 +9,7 @@ import keras
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbedding, PatchMerging
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
+from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier, top
 from keras_binaryvit.typing import QuantizerLike, Tensor
 
@@ -101,6 +102,9 @@ class BinaryViT(ImageClassifier):
         include_top: Whether the model gives logits. Without, it gives features.
         pooling: `"avg"`, `"max"` or `"token"`: features are a vector. `None`: features are the last map; logits are
             computed from the class token if there is one, else from the mean.
+        preprocessor: How images become what the model takes: `classify` and converted files use it, and integer images
+            are normalized with it.
+        class_names: Names of the classes, in the order of the logits.
         dtype: Policy of the layers.
         name: Name of the model.
         trainable: As in `keras.Model`.
@@ -108,7 +112,8 @@ class BinaryViT(ImageClassifier):
     Attributes:
         pyramid_outputs: The last map of each stage, by the logarithm of its stride: see there.
 
-    Shapes: `(batch, height, width, channels)` images, normalized, give `(batch, num_classes)` logits; features are
+    Shapes: `(batch, height, width, channels)` images, float and normalized or integer pixels, give
+    `(batch, num_classes)` logits. Features are
     `(batch, map_height, map_width, embed_dims[-1])` or `(batch, embed_dims[-1])`.
 
     Raises:
@@ -144,6 +149,8 @@ class BinaryViT(ImageClassifier):
         affine: bool = True,
         include_top: bool = True,
         pooling: str | None = None,
+        preprocessor: ImagePreprocessor | None = None,
+        class_names: Sequence[str] | None = None,
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,

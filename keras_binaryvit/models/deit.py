@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from keras_binaryvit.layers import PatchEmbedding
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
+from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier, top
 from keras_binaryvit.typing import Tensor
 
@@ -54,11 +55,15 @@ class DeiT(ImageClassifier):
         include_top: Whether the model gives logits. Without, it gives features.
         pooling: `"avg"`, `"max"` or `"token"`: features are a vector. `None`: features are the sequence of tokens, the
             class token first; logits are computed from the class token.
+        preprocessor: How images become what the model takes: `classify` and converted files use it, and integer images
+            are normalized with it.
+        class_names: Names of the classes, in the order of the logits.
         dtype: Policy of the layers.
         name: Name of the model.
         trainable: As in `keras.Model`.
 
-    Shapes: `(batch, height, width, channels)` images, normalized, give `(batch, num_classes)` logits; features are
+    Shapes: `(batch, height, width, channels)` images, float and normalized or integer pixels, give
+    `(batch, num_classes)` logits. Features are
     `(batch, 1 + patches, embed_dim)` or `(batch, embed_dim)`.
 
     Raises:
@@ -82,6 +87,8 @@ class DeiT(ImageClassifier):
         *,
         include_top: bool = True,
         pooling: str | None = None,
+        preprocessor: ImagePreprocessor | None = None,
+        class_names: Sequence[str] | None = None,
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,

@@ -1,7 +1,13 @@
-"""ImageClassifier: what the networks share at their end, from features to logits."""
+"""ImageClassifier: what the networks share around their body, from pixels to classes."""
+
+import dataclasses
+import os
+from typing import Any
 
 import keras
+import numpy as np
 
+from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.models.preset_model import PresetModel
 from keras_binaryvit.typing import Tensor
@@ -9,11 +15,174 @@ from keras_binaryvit.typing import Tensor
 _POOLINGS = (None, "avg", "max", "token")
 
 
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A class that an image may belong to.
+
+    Attributes:
+        index: Of the class, counted from 0.
+        label: Its name, or its index as text where the model has no `class_names`.
+        probability: 0 to 1.
+    """
+
+    index: int
+    label: str
+    probability: float
+
+
 class ImageClassifier(PresetModel):
     """A network that gives logits for images, or with `include_top=False` features.
 
-    A subclass has the arguments `image_shape`, `num_classes`, `include_top` and `pooling`.
+    Float images are normalized, as its `preprocessor` gives them; integer images are pixels in 0 to 255, of the size
+    that the network takes, and it normalizes them itself. A subclass has the arguments `image_shape`, `num_classes`,
+    `include_top`, `pooling`, `preprocessor` and `class_names`.
     """
+
+    def __init__(self, inputs: Any, outputs: Any, **kwargs: Any):
+        super().__init__(inputs, outputs, **kwargs)
+        if self.class_names is not None and self.include_top and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names must have one name for each of num_classes={self.num_classes}. "
+                f"Received: {len(self.class_names)} names"
+            )
+        preprocessor = self.preprocessor
+        if preprocessor is None:
+            return
+        expected = (*preprocessor.image_size, len(preprocessor.mean))
+        if expected != tuple(self.image_shape):
+            raise ValueError(
+                f"The preprocessor gives images of shape {expected}. Received: image_shape={tuple(self.image_shape)}"
+            )
+
+    @property
+    def preprocessor(self) -> ImagePreprocessor | None:
+        """How images become what the model takes, `None` if unknown."""
+        # Not an attribute that Keras would track: it is no layer of the network.
+        return self._arguments["preprocessor"]
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        if _is_integer(inputs):
+            inputs = self._check_images(inputs).normalize(inputs)
+        return super().call(inputs, training=training, mask=mask)
+
+    # On JAX, an error inside of these would leave a model without weights.
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        self._check_images(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        self._check_images(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        self._check_images(x)
+        return super().predict(x, *args, **kwargs)
+
+    def _check_images(self, x):
+        """Returns the preprocessor; integer images need it."""
+        if not _is_integer(x):
+            return self.preprocessor
+        if self.preprocessor is None:
+            raise TypeError(
+                f"The model {self.name!r} received integer images, which are pixels, and it has no preprocessor to "
+                "normalize them with. Give it one, BinaryViT(..., preprocessor=ImagePreprocessor(...)), or normalize "
+                "the images first."
+            )
+        shape = getattr(x, "shape", None)
+        if shape is not None and None not in shape[1:] and tuple(shape[1:]) != tuple(self.image_shape):
+            raise ValueError(
+                f"The model {self.name!r} takes images of shape {tuple(self.image_shape)}; resize them with "
+                f"model.preprocessor(images). Received: shape {tuple(shape)}"
+            )
+        return self.preprocessor
+
+    def classify(self, images: Any, top: int = 5, batch_size: int = 32) -> list[list[Prediction]]:
+        """Returns the most probable classes of each image, the first one first.
+
+        Args:
+            images: An image or a sequence of them. An image is the path of a file that Pillow reads, an image of
+                Pillow's, or uint8 `(height, width)` or `(height, width, channels)`; EXIF orientation is applied.
+            top: How many classes to return.
+            batch_size: Images that are computed together.
+
+        Returns:
+            A list for each image, also where there is one.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ImportError: Pillow isn't installed, and an image isn't an array.
+            TypeError: An image is none of these.
+            ValueError: The model has no preprocessor or no head, a file is damaged, or `top` isn't positive.
+        """
+        if self.preprocessor is None or not self.include_top:
+            raise ValueError(
+                f"The model {self.name!r} can't classify: it was created without a preprocessor or without its top."
+            )
+        if top < 1 or batch_size < 1:
+            raise ValueError(f"top and batch_size must be positive. Received: top={top}, batch_size={batch_size}")
+        single = isinstance(images, str | os.PathLike) or hasattr(images, "convert")
+        single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
+        arrays = [_pixels(image, self.image_shape[-1]) for image in ([images] if single else images)]
+        prepared = [keras.ops.convert_to_numpy(self.preprocessor(array)) for array in arrays]
+        if not prepared:
+            return []
+        logits = self.predict(np.stack(prepared), batch_size=batch_size, verbose=0).astype(np.float64)
+        probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        names = self.class_names or [str(index) for index in range(self.num_classes)]
+        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+        return [
+            [Prediction(int(index), names[index], float(row[index])) for index in best]
+            for best, row in zip(order, probabilities, strict=True)
+        ]
+
+
+def _is_integer(x):
+    first, *_ = keras.tree.flatten(getattr(x, "element_spec", x)) or [None]  # of a data set, what its elements are
+    dtype = getattr(first, "dtype", None)
+    return dtype is not None and "int" in keras.backend.standardize_dtype(dtype)
+
+
+def _pixels(image, channels):
+    """Returns uint8 `(height, width, channels)` of an array, an image of Pillow's or a file."""
+    if not isinstance(image, np.ndarray):
+        try:
+            from PIL import Image, ImageOps
+        except ImportError as error:
+            raise ImportError("Pictures are read with Pillow: pip install 'keras-binaryvit[images]'") from error
+        if isinstance(image, str | os.PathLike):
+            if not os.path.isfile(image):
+                raise FileNotFoundError(f"There is no image file {os.fspath(image)!r}.")
+            picture: Image.Image
+            try:
+                picture = Image.open(image)
+                picture.load()
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{os.fspath(image)!r} can't be read as an image: {error}") from error
+        elif isinstance(image, Image.Image):
+            picture = image
+        else:
+            raise TypeError(
+                f"An image is a path, an image of Pillow's or a NumPy array of uint8. Received: {type(image).__name__}"
+            )
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(f"The image has more than 8 bits per channel (mode {picture.mode}); save it with 8 bits.")
+        image = np.asarray(ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB"))
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
+        raise TypeError(
+            "An image must be uint8 (height, width) or (height, width, channels). "
+            f"Received: {image.dtype} {image.shape}"
+        )
+    image = image.reshape(*image.shape[:2], -1)
+    if image.shape[-1] == 1 and channels == 3:
+        image = np.repeat(image, 3, axis=-1)
+    if image.shape[-1] != channels:
+        raise ValueError(f"The model takes images with {channels} channels. Received: shape {image.shape}")
+    return image
 
 
 def top(

@@ -47,7 +47,7 @@ class PresetModel(keras.Model):
     def __init__(self, inputs: Any, outputs: Any, dtype: Any = None, name: str | None = None, trainable: bool = True):
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
         for argument, value in self._arguments.items():
-            if argument not in _OF_KERAS:
+            if argument not in _OF_KERAS and not isinstance(getattr(type(self), argument, None), property):
                 setattr(self, argument, value)
         if dtype is not None:
             self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
@@ -67,6 +67,8 @@ class PresetModel(keras.Model):
         if preset not in cls.presets:
             raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(sorted(cls.presets))}")
         arguments = cls.presets[preset]
+        if overrides.get("num_classes", arguments["num_classes"]) != arguments["num_classes"]:
+            overrides = {"class_names": None, **overrides}
         model = cls(**{"name": preset, **arguments, **overrides})
         if preset in cls.trained:
             config = model.get_config()
