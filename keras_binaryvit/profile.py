@@ -15,6 +15,7 @@ import keras
 
 from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import lce_layers, runtime_layers
+from keras_binaryvit.deploy.binary import obstacle
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class LayerProfile:
         name: Names of the layers around it and its own, as in `block_0/attention/query/dense`.
         output_shape: Of each output, without the batch; empty if the layer isn't called.
         input_precision: Bits of the quantised inputs, `None` if they are real.
-        parameters: Number of parameters by bits. Latent weights count with the bits that they are quantised to.
+        parameters: Number of parameters by bits. Kernels count with the bits that they have in a
+            converted file: 1 where the product is binary there (`deploy.binary_table`), else 32.
         trainable_parameters: How many of them are trained.
         memory: Bytes that they take at inference; of a batch normalisation, two vectors instead of four.
         float32_memory: Bytes of the same in float32.
@@ -277,8 +279,8 @@ def _weight_precision(layer, weight):
         return 1
     if isinstance(layer, lce_layers.Convolution) and weight is layer.kernel:
         return 1 if layer.is_binary else 32
-    if weight.name == "kernel" and getattr(layer, "kernel_quantizer", None) is not None:
-        return getattr(layer.kernel_quantizer, "precision", None) or 32
+    if isinstance(layer, layers.QuantDense | layers.QuantConv2D) and weight is layer.kernel:
+        return 32 if obstacle(layer) else 1
     digits = re.search(r"\d+", keras.backend.standardize_dtype(weight.dtype))
     return int(digits[0]) if digits else 8
 

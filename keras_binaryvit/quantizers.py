@@ -387,16 +387,6 @@ class NoOp(Quantizer):
         return {"precision": self.precision}
 
 
-@_register("frozen_sign")
-class FrozenSign(Quantizer):
-    """Marks a kernel that `deploy.freeze` has binarised: it holds +-1, and its layer a `scale` for each unit."""
-
-    precision = 1
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-
 @keras.saving.register_keras_serializable(_PACKAGE)
 class ElasticBinarizer(keras.layers.Layer):
     """The attention binariser of BinaryViT: {0, c} with one learnable c, the clip.

@@ -113,7 +113,7 @@ def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
     layers = [
         layer
         for layer in {id(layer): layer for layer in model_or_layer._flatten_layers()}.values()
-        if isinstance(layer, QuantDense | QuantConv2D) and layer.kernel_quantizer is not None and not layer.is_frozen
+        if isinstance(layer, QuantDense | QuantConv2D) and layer.kernel_quantizer is not None
     ]
     if not layers:
         raise ValueError(

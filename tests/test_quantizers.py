@@ -30,7 +30,6 @@ EVERY_QUANTIZER = [
     quantizers.ScaledSign(centered=True),
     quantizers.DoReFa(k_bit=3, mode="weights"),
     quantizers.NoOp(precision=1),
-    quantizers.FrozenSign(),
 ]
 # Name: what it stands for.
 NAMES = {
@@ -52,7 +51,6 @@ NAMES = {
     "dorefa_quantizer": "DoReFa(k_bit=2, mode='activations')",
     "DoReFa": "DoReFa(k_bit=2, mode='activations')",
     "DoReFaQuantizer": "DoReFa(k_bit=2, mode='activations')",
-    "frozen_sign": "FrozenSign()",
 }
 
 

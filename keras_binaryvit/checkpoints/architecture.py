@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_binaryvit.checkpoints.names import load_torch_state_dict
-from keras_binaryvit.checkpoints.state_dicts import read_state_dict
+from keras_binaryvit.checkpoints.state_dicts import model_entries, read_state_dict
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.models import BinaryViT, DeiT
 from keras_binaryvit.models.preset_model import PresetModel
@@ -56,6 +56,7 @@ def create_model(state: StateDict, preset: str | None = None, config: Config | N
     """
     if (preset is None) == (config is None):
         raise ValueError(f"Give a preset or a configuration, one of the two. Known presets: {', '.join(_PRESETS)}")
+    state = model_entries(state)
     classes = _num_classes(state)
     if preset is not None:
         if preset not in _PRESETS:

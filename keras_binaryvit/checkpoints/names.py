@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_binaryvit.checkpoints.state_dicts import model_entries
 from keras_binaryvit.models import BinaryViT, DeiT
 
 
@@ -207,7 +208,8 @@ def load_torch_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -
 
     Args:
         model: A `BinaryViT` or `DeiT` of the same architecture.
-        state: The authors' names with NumPy arrays in their layout. `num_batches_tracked` is ignored.
+        state: The authors' names with NumPy arrays in their layout, as `model_entries` selects them.
+            `num_batches_tracked` is ignored.
 
     Raises:
         TypeError: As `torch_parameters`.
@@ -215,7 +217,8 @@ def load_torch_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -
             them are listed, and the model is unchanged.
     """
     parameters = torch_parameters(model)
-    state = {name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    entries = model_entries(state).items()
+    state = {name: np.asarray(array) for name, array in entries if not name.endswith("num_batches_tracked")}
     problems = [f"missing: {name} {parameters[name].torch_shape}" for name in parameters if name not in state]
     problems += [f"unexpected: {name} {state[name].shape}" for name in state if name not in parameters]
     for name in parameters.keys() & state.keys():

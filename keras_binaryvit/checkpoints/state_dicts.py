@@ -1,6 +1,7 @@
 """State dicts in files: `.pth`, `.npz` and `.safetensors` to NumPy arrays by name, and back."""
 
 import argparse
+import collections
 import io
 import os
 import pickle
@@ -23,7 +24,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Args:
         path: A `.npz` or `.safetensors` file, or a `.pth` or `.pt` file with a state dict or a training checkpoint
             (`{"model": state dict, ...}`), which needs PyTorch. If any name begins with `state/`, only those that do
-            are returned, without it.
+            are returned, without it; then as `model_entries`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -44,7 +45,32 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             reason = f"it is cut short or of another format ({type(error).__name__}: {reason})"
         raise ValueError(f"{str(path)!r} can't be read as a {path.suffix} file: {reason}") from error
     recorded = {name.removeprefix("state/"): array for name, array in state.items() if name.startswith("state/")}
-    return recorded or state
+    return model_entries(recorded or state)
+
+
+def model_entries(state: StateDict) -> dict[str, np.ndarray]:
+    """Returns the entries of a model of the authors', named `vit. ...` and `classifier. ...`, without what wrappers put
+    before all of these names, such as `module.` or `model.`.
+
+    Warns of other entries, such as those of an optimizer, which are left out. With several models the largest is
+    returned, the first of equal ones. A state dict with no such name is returned as it is.
+    """
+    names = [re.match(r"((?:[^.]+\.)*?)(?:vit|classifier)\.", name) for name in state]
+    prefixes = collections.Counter(name[1] for name in names if name)
+    if not prefixes:
+        return dict(state)
+    (prefix, _), *_ = prefixes.most_common(1)
+    entries = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    entries = {name: array for name, array in entries.items() if name.split(".")[0] in ("vit", "classifier")}
+    if skipped := [name for name in state if name.removeprefix(prefix) not in entries]:
+        _warn_of_skipped(skipped)
+    return entries
+
+
+def _warn_of_skipped(names):
+    groups = collections.Counter(name.split(".")[0] for name in names)
+    listed = ", ".join(name if count == 1 else f"{name} ({count} entries)" for name, count in groups.items())
+    warnings.warn(f"Skipped what is no part of the model in the checkpoint: {listed}", stacklevel=4)
 
 
 def write_state_dict(path: str | os.PathLike, state: StateDict) -> None:
@@ -112,15 +138,27 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"it is no PyTorch file or holds more than tensors{f' ({name[1]})' if name else ''}; nothing of it was run"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a state dict")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise ValueError(f"it holds no state dict; these entries are no tensors: {', '.join(strangers)}")
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    entries = dict(_entries(state))
+    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
+    others = [*(content if state is not content else ()), *entries]
+    if skipped := [str(name) for name in others if name not in tensors and name != "model"]:
+        _warn_of_skipped(skipped)
+    if not tensors:
+        raise ValueError(f"it holds no state dict; these entries are no tensors: {', '.join(skipped)}")
     # NumPy has no bfloat16.
-    return {n: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for n, t in content.items()}
+    return {n: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for n, t in tensors.items()}
+
+
+def _entries(content, prefix=""):
+    """Yields the entries of nested dictionaries, with names joined by dots."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _pth(state: StateDict) -> bytes:

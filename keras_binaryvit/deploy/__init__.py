@@ -1,5 +1,6 @@
 """From a trained model to a `.tflite` file, and the proof that it computes the same."""
 
+from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import Inspection, inspect
@@ -10,11 +11,13 @@ from keras_binaryvit.deploy.verify import Verification, VerificationError, verif
 from keras_binaryvit.files import load_model, write_file
 
 __all__ = [
+    "BinaryLayer",
     "ConversionError",
     "Inspection",
     "Verification",
     "VerificationError",
     "add_metadata",
+    "binary_table",
     "convert",
     "count_ops",
     "freeze",

@@ -146,7 +146,7 @@ class _Folding:
             node.constants["bias"] = node.constants["bias"] + shift
             return True
         if is_fused(node.kind) and node.kind.output_shift:
-            node.constants[node.kind.output_shift] = node.constants[node.kind.output_shift] + shift
+            node.kind.put_after(node.constants, Edge(node, shift=shift))
             return True
         if node.kind is lce_layers.AddConstant:
             node.constants["constant"] = node.constants["constant"] + shift
@@ -224,15 +224,12 @@ def _is_added(edge, node):
 
 
 def _take_in_fused(node, edge):
-    if edge is node.inputs[0]:
-        node.kind.shift_inputs(node.constants, edge.shift)
     if _is_added(edge, node):
         # By now `edge` has no scale: what it reads was scaled for it.
-        node.constants[node.kind.output_shift] = node.constants[node.kind.output_shift] + edge.shift
-    else:
-        node.constants["scale"] = node.constants["scale"] * edge.scale
-        edge.scale = 1.0
-    edge.shift = 0.0
+        node.kind.put_after(node.constants, Edge(node, shift=edge.shift))
+    if edge is node.inputs[0]:
+        node.kind.put_before(node.constants, edge)
+    edge.scale, edge.shift = 1.0, 0.0
 
 
 def _takes_any_scale(edge, reader):
@@ -280,8 +277,7 @@ def _by_input_and_filter(node, values):
 
 def _scale_outputs(node, scale):
     if is_fused(node.kind):
-        for row in (node.kind.output_scale, node.kind.output_shift):
-            node.constants[row] = node.constants[row] * scale
+        node.kind.put_after(node.constants, Edge(node, scale))
         return
     if "scale" in node.constants:
         node.constants["scale"] = node.constants["scale"] * scale

@@ -4,10 +4,16 @@ An affine (a batch normalisation, a shift, a residual scale) is no node: it wait
 as float64 constants, until `fold` has found the cheapest place for it.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import keras
 import numpy as np
 
+from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.models.image_classifier import ImageClassifier
 from keras_binaryvit.typing import Shape
 
 # Joins the names of nested layers. Keras allows no slash, PyTorch no dot, and underscores are in most names.
@@ -29,6 +35,7 @@ class Node:
         name: Of the layer; begins with the path of the training layer that it comes from.
         constants: Values of the layer's weights, float64.
         options: Arguments of the layer's constructor.
+        dtype: Of its output.
     """
 
     kind: type
@@ -37,6 +44,7 @@ class Node:
     name: str
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,7 +78,7 @@ class Input:
 
 
 class Operation:
-    """Marks an ordinary Keras operation, called as it is: options `operation`, `args`, `kwargs` with `Slot`s."""
+    """Marks an ordinary Keras operation, called as it is: options `operation` and `call`, arguments with `Slot`s."""
 
 
 class Pick:
@@ -99,3 +107,120 @@ class Graph:
     outputs: list[Edge]
     input_structure: object
     output_structure: object
+
+
+def functional_graph(model: keras.Model) -> keras.Model | None:
+    """Returns the layers of a functional or Sequential model as a functional model, `None` for any other."""
+    try:
+        if isinstance(model, keras.Sequential):
+            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        graph = keras.Model(model.input, model.output, name=model.name)
+    except (AttributeError, ValueError):
+        return None
+    # An `ImageClassifier` only normalizes integer images before.
+    return graph if type(model).call in (type(graph).call, ImageClassifier.call) else None
+
+
+def nested_graph(operation: keras.Operation, dtypes: list[str]) -> keras.Model | None:
+    """Returns the graph of a functional model that is called on inputs of some types, `None` for anything else."""
+    pixels = isinstance(operation, ImageClassifier) and "float" not in dtypes[0]
+    return functional_graph(operation) if isinstance(operation, keras.Model) and not pixels else None
+
+
+def subclassed_graph(model: keras.Model) -> keras.Model:
+    """Returns the layers that a model with a `call` of its own calls, as a functional model.
+
+    Raises:
+        ConversionError: Its `call` can't be followed.
+    """
+    shapes = getattr(model, "_build_shapes_dict", None) or {}
+    if getattr(model, "inputs", None):
+        inputs = model.input
+    elif len(shapes) == 1:
+        (shape,) = shapes.values()
+        inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), shape)
+    else:
+        raise ConversionError(
+            f"The model {model.name!r} can't be frozen: the shapes of its inputs aren't known. Build it with one "
+            "argument, as model.build((None, 32, 32, 3)) does, or call it on a batch."
+        )
+    options = {"training": False} if model._call_has_training_arg else {}
+    return opened(model, lambda: model.call(inputs, **options), inputs)
+
+
+def opened(layer: keras.Operation, call: Callable[[], Any], inputs: Any) -> keras.Model:
+    """Returns the layers and operations of `keras.ops` between `inputs` and what `call` returns.
+
+    Args:
+        layer: What they belong to. It stays as it is.
+        call: Calls it on the inputs.
+        inputs: Of `keras.Input`, in any structure.
+
+    Raises:
+        ConversionError: Something in it takes no symbolic tensors.
+    """
+    inner = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else []
+    nodes = [(part, list(part._inbound_nodes), list(part._outbound_nodes)) for part in inner]
+    weights = len(layer.variables) if inner else 0
+    try:
+        with keras.StatelessScope(), _symbolic():  # a call may count its calls
+            outputs = call()
+        if inner and len(layer.variables) > weights:
+            raise ValueError("Layers inside it have never been built: build them in build().")
+        return keras.Model(inputs, outputs, name=layer.name)
+    except Exception as error:  # whatever the user's code raises
+        raise ConversionError(
+            f"The layer {layer.name!r} can't be frozen: its call ({type(layer).__name__}.call) must be made of layers "
+            f"and keras.ops, and no values may decide what it does. {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    finally:
+        for part, inbound, outbound in nodes:
+            part._inbound_nodes[:], part._outbound_nodes[:] = inbound, outbound
+
+
+class Inherited(keras.Operation):
+    """The `call` of a layer with quantizers, which that of a subclass calls."""
+
+    def __init__(self, layer: keras.Layer, kind: type):
+        super().__init__(name=layer.name)
+        self.layer = layer
+        self.kind = kind
+
+    def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.KerasTensor(self.layer.compute_output_shape(x.shape), "float32")
+
+
+def _inherited(kind, call):
+    return lambda self, x: Inherited(self, kind)(x) if isinstance(x, keras.KerasTensor) else call(self, x)
+
+
+_ARITHMETIC: dict[str, Callable] = {
+    "__add__": keras.ops.add,
+    "__sub__": keras.ops.subtract,
+    "__mul__": keras.ops.multiply,
+    "__truediv__": keras.ops.true_divide,
+    "__matmul__": keras.ops.matmul,
+}
+
+
+@contextlib.contextmanager
+def _symbolic() -> Iterator[None]:
+    """Lets symbolic tensors go where Keras doesn't take them: behind a variable, as in `self.scale * x`, and into
+    `super().call(x)` of a layer with quantizers.
+    """
+    replaced: list[tuple[type, str, Callable]] = [
+        (keras.Variable, name, lambda self, other, function=function: function(self, other))
+        for name, function in _ARITHMETIC.items()
+    ]
+    replaced += [(kind, "call", _inherited(kind, kind.call)) for kind in (QuantConv2D, QuantDense)]
+    own = [vars(kind).get(name) for kind, name, _ in replaced]
+    for kind, name, function in replaced:
+        setattr(kind, name, function)
+    try:
+        yield
+    finally:
+        for (kind, name, _), method in zip(replaced, own, strict=True):
+            if method is None:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, method)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy import rewrite, tflite
+from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.composite import writing
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import ConversionError
@@ -59,6 +60,10 @@ def convert(model: keras.Model, ops: str = "lce", float16_tables: bool = False) 
     """
     _require_lce()
     frozen = freeze(model, ops)
+    if refused := [str(row) for row in binary_table(model) if row.claimed and not row.binary]:
+        raise ConversionError(
+            "These layers have quantizers of one bit and would run in float, slow and large:\n" + "\n".join(refused)
+        )
     for tensor in frozen.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(

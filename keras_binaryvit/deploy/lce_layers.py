@@ -5,6 +5,7 @@ sets. All compute in float32.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -72,6 +73,33 @@ class Quantize(InferenceLayer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "quantizer": quantizers.serialize(self.quantizer)}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Pad(InferenceLayer):
+    """Puts a value around maps.
+
+    Args:
+        paddings: `((top, bottom), (left, right))`.
+        value: The value.
+
+    Shapes: `(batch, height, width, channels)` gives `(batch, top + height + bottom, left + width + right, channels)`.
+    """
+
+    def __init__(self, paddings: Sequence[tuple[int, int]], value: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.paddings = tuple(map(tuple, paddings))
+        self.value = value
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return ops.pad(inputs, ((0, 0), *self.paddings, (0, 0)), constant_values=self.value)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, height, width, channels = input_shape
+        return batch, height + sum(self.paddings[0]), width + sum(self.paddings[1]), channels
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "paddings": self.paddings, "value": self.value}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)

@@ -1,6 +1,7 @@
 """lower: a training model as a graph of inference operations, with per-channel affines on the edges."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,14 +9,30 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_binaryvit import layers, quantizers
+from keras_binaryvit import layers
 from keras_binaryvit.deploy import lce_layers
-from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node, Operation, Pick, Slot
-from keras_binaryvit.models.image_classifier import ImageClassifier
+from keras_binaryvit.deploy.binary import is_sign, obstacle, signs_and_scale
+from keras_binaryvit.deploy.elementary import rewritten
+from keras_binaryvit.deploy.graph import (
+    SEPARATOR,
+    ConversionError,
+    Edge,
+    Graph,
+    Inherited,
+    Input,
+    Node,
+    Operation,
+    Pick,
+    Slot,
+    functional_graph,
+    nested_graph,
+    opened,
+    subclassed_graph,
+)
+from keras_binaryvit.layers.quant_dense import same_padding
+from keras_binaryvit.models.deit import exact_gelu
 from keras_binaryvit.typing import Shape
 
-# Quantisers whose values are those of a sign, and no other.
-SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
 _IDENTITIES = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -29,32 +46,33 @@ _IDENTITIES = (
 )
 
 
-def lower(model: keras.Model, rules: dict[type, Callable] | None = None) -> Graph:
-    """Returns the graph of `model`, a functional or Sequential model.
+def lower(model: keras.Model, rules: dict[type, Callable]) -> Graph:
+    """Returns the graph of `model`.
 
-    Our layers and the ordinary ones that affines fold into become inference operations; any other layer or operation
-    stays as it is.
+    Our layers and the ordinary ones that affines fold into become inference operations. Layers of the user's own are
+    opened; any other layer or operation stays as it is.
 
     Args:
         model: The model.
-        rules: The rule for each type of layer; `RULES` if `None`.
+        rules: The rule for each type of layer.
 
     Raises:
-        ValueError: `model` has no graph of layers, or a layer can't be frozen; the message names it.
+        ConversionError: A layer can't be frozen; the message names it.
     """
-    lowering = Lowering(RULES if rules is None else rules)
-    graph = functional_graph(model)
-    if graph is None:
-        raise ValueError(
-            f"Only functional and Sequential models can be frozen; {model.name!r} is a {type(model).__name__} "
-            "without a graph of layers."
-        )
-    inputs = []
-    for tensor in graph.inputs:
-        options = {"shape": tensor.shape[1:], "dtype": tensor.dtype, "name": tensor.name}
-        inputs.append(Edge(lowering.add(Node(Input, [], tensor.shape[1:], tensor.name, options=options))))
+    lowering = Lowering(rules)
+    graph = graph_of(model)
+    inputs = [lowering.input(tensor.name, tensor) for tensor in graph.inputs]
     outputs = [edge.affine() for edge in keras.tree.flatten(lowering.run(graph, inputs))]
     return Graph(lowering.nodes, outputs, _numbered(graph.input), _numbered(graph.output))
+
+
+def graph_of(model: keras.Model) -> keras.Model:
+    """Returns the layers of any model as a functional model.
+
+    Raises:
+        ConversionError: Its `call` can't be followed.
+    """
+    return functional_graph(model) or subclassed_graph(model)
 
 
 class Lowering:
@@ -68,6 +86,12 @@ class Lowering:
     def add(self, node: Node) -> Node:
         self.nodes.append(node)
         return node
+
+    def input(self, name: str, tensor: Any) -> Edge:
+        """Adds an input like `tensor`; one of real numbers is float32."""
+        dtype = _float32_if_real(tensor.dtype)
+        options = {"shape": tuple(tensor.shape[1:]), "dtype": dtype, "name": name}
+        return Edge(self.add(Node(Input, [], options["shape"], name, options=options, dtype=dtype)))
 
     def node(
         self,
@@ -89,22 +113,58 @@ class Lowering:
         yield
         self._path.pop()
 
-    def run(self, graph: keras.Function, inputs: Any) -> Any:
+    def run(self, graph: keras.Model, inputs: Any) -> Any:
         """Returns what the functional model `graph` gives for the edges `inputs`."""
         return graph._run_through_graph(inputs, call_fn=self.call)
 
     def call(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         """Returns the edges of `operation(*args, **kwargs)`, with edges for tensors."""
-        edges = _edges((args, kwargs))
-        if isinstance(operation, _IDENTITIES):
-            return edges[0]
         with self.inside(operation.name):
-            if isinstance(operation, keras.Model) and (graph := functional_graph(operation)):
+            edges = _edges((args, kwargs))
+            if graph := nested_graph(operation, [edge.node.dtype for edge in edges]):
                 return self.run(graph, edges)
-            rule = self.rules.get(type(operation))
-            if rule and len(args) == 1 and len(edges) == len(keras.tree.flatten(args[0])):
-                return rule(self, operation, args[0])
-            return self.operation(operation, *args, **kwargs)
+            if isinstance(operation, Inherited):
+                return self.rules[operation.kind](self, operation.layer, *args)
+            if not isinstance(operation, keras.Layer):
+                rule = _OPERATIONS.get(type(operation).__name__) if _is_keras(type(operation)) else None
+                result = rule(self, operation, *args, **kwargs) if rule else None
+            else:
+                given = [x for x in (*args, *kwargs.values()) if x is not None and x is not False]
+                rule = self._rule(operation) if len(given) == 1 else None
+                result = rule(self, operation, given[0]) if rule else None
+            return self.apply(operation, *args, **kwargs) if result is None else result
+
+    def _rule(self, layer):
+        """Returns the rule of a layer's class, or of one that it inherits its `call` from."""
+        call = None if "call" in vars(layer) else type(layer).call
+        parents = (parent for parent in type(layer).__mro__ if parent in self.rules)
+        return next((self.rules[parent] for parent in parents if getattr(parent, "call", None) is call), None)
+
+    def apply(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        """Returns the edges of what has no rule: it is opened where that is possible and needed."""
+        graph = self._opened(operation, args, kwargs)
+        return self.run(graph, _edges((args, kwargs))) if graph else self.operation(operation, *args, **kwargs)
+
+    def _opened(self, operation, args, kwargs):
+        """Returns what `operation` is made of, `None` where it stays as it is."""
+        inner = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
+        quantized = [layer for layer in inner if isinstance(layer, layers.QuantDense | layers.QuantConv2D)]
+        must = bool(quantized) or isinstance(operation, keras.Model | keras.layers.Lambda)
+        # Layers of Keras stay whole: it saves and names them as people know them.
+        own = not _is_keras(type(operation)) or not _is_keras(getattr(operation, "activation", None))
+        wanted = must or own or isinstance(operation, keras.layers.TimeDistributed) or "call" in vars(operation)
+        whole = not isinstance(operation, keras.Layer) and not rewritten(operation)
+        if not wanted and (whole or getattr(operation, "activation", None) is exact_gelu):
+            return None
+        inputs = keras.tree.map_structure(lambda x: _symbolic(x) if isinstance(x, Edge) else x, (args, kwargs))
+        tensors = [x for x in keras.tree.flatten(inputs) if isinstance(x, keras.KerasTensor)]
+        try:
+            graph = opened(operation, lambda: _call(operation, *inputs[0], **inputs[1]), tensors)
+        except ConversionError:
+            if must:
+                raise
+            return None
+        return graph if wanted or any(map(rewritten, (operation, *graph.operations))) else None
 
     def operation(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         """Adds an operation that is called as it is."""
@@ -112,17 +172,23 @@ class Lowering:
         slots = iter(range(len(edges)))
 
         def replaced(make):
-            return keras.tree.map_structure(lambda x: make(x) if isinstance(x, Edge) else x, (args, kwargs))
+            return keras.tree.map_structure(
+                lambda x: make(x) if isinstance(x, Edge) else _without_variables(x), (args, kwargs)
+            )
 
-        symbolic_args, symbolic_kwargs = replaced(lambda edge: keras.KerasTensor((None, *edge.shape)))
+        symbolic_args, symbolic_kwargs = replaced(_symbolic)
         outputs = operation.compute_output_spec(*symbolic_args, **symbolic_kwargs)
         flat = keras.tree.flatten(outputs)
         call = replaced(lambda edge: Slot(next(slots)))
         whole = self.node(Operation, edges, flat[0].shape[1:], operation=operation, call=call)
         whole.node.name = SEPARATOR.join(self._path)
+        whole.node.dtype = _float32_if_real(flat[0].dtype)
         if isinstance(outputs, keras.KerasTensor):
             return whole
-        picks = [self.node(Pick, [whole], spec.shape[1:], index=index) for index, spec in enumerate(flat)]
+        picks = []
+        for index, spec in enumerate(flat):
+            picks.append(self.node(Pick, [whole], spec.shape[1:], index=index))
+            picks[-1].node.dtype = _float32_if_real(spec.dtype)
         return keras.tree.pack_sequence_as(outputs, picks)
 
     # Pieces that several rules share.
@@ -130,26 +196,30 @@ class Lowering:
     def sign(self, quantizer: Any, x: Edge) -> Edge:
         if quantizer is None:
             return x
-        if isinstance(quantizer, SIGNS):
+        if is_sign(quantizer):
             return self.node(lce_layers.Sign, [x], x.shape)
         return self.node(lce_layers.Quantize, [x], x.shape, quantizer=quantizer)
 
     def float_sign(self, quantizer: Any, x: Edge) -> Edge:
         """As `sign`, for a product that isn't binary in LCE."""
-        if not isinstance(quantizer, SIGNS):
+        if not is_sign(quantizer):
             return self.sign(quantizer, x)
         constants = {"kernel": np.ones(x.shape[-1]), "bias": np.zeros(x.shape[-1])}
         return self.node(lce_layers.FloatSign, [x], x.shape, constants)
 
     def add_constant(self, x: Edge, constant: np.ndarray) -> Edge:
-        return self.node(
-            lce_layers.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=np.shape(constant)
-        )
+        shape = np.shape(constant)
+        return self.node(lce_layers.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=shape)
 
     def product(self, layer: keras.Layer, x: Edge, shape: Shape, **options: Any) -> Edge:
-        """The sign of `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
+        """The quantized `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
+        binary = obstacle(layer) is None
+        if binary and options.get("padding") == "same" and options["pad_values"] == -1:
+            # LCE pads with 1 only; the sign of a map that is padded with -1 already is the same.
+            x = self.padded(x, layer)
+            options |= {"padding": "valid", "pad_values": 0.0}
         x = self.sign(layer.input_quantizer, x)
-        if layer.is_binary:
+        if binary:
             values, scale = signs_and_scale(layer)
         else:
             kernel, factors = layer.quantized_kernel()
@@ -161,45 +231,54 @@ class Lowering:
             "scale": scale,
             "bias": np.zeros(filters),
         }
-        return self.node(
-            lce_layers.Convolution, [x], shape, constants, filters=filters, binary=layer.is_binary, **options
-        )
+        return self.node(lce_layers.Convolution, [x], shape, constants, filters=filters, binary=binary, **options)
+
+    def padded(self, x: Edge, layer: layers.QuantConv2D) -> Edge:
+        height, width, channels = x.shape
+        sizes = zip((height, width), layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        paddings = [same_padding(*size) for size in sizes]
+        shape = (height + sum(paddings[0]), width + sum(paddings[1]), channels)
+        return self.node(lce_layers.Pad, [x], shape, paddings=paddings, value=-1.0)
 
     def biased_and_activated(self, layer: keras.Layer, x: Edge) -> Edge:
         if layer.use_bias:
             x = x.affine(shift=as_array(layer.bias))
         if layer.activation in (None, keras.activations.linear):
             return x
-        return self.operation(keras.layers.Activation(layer.activation), x)
+        return self.apply(keras.layers.Activation(layer.activation), x)
 
 
-def functional_graph(model: keras.Model) -> keras.Model | None:
-    """Returns the layers of a functional or Sequential model as a functional model, `None` for any other."""
-    try:
-        if isinstance(model, keras.Sequential):
-            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        graph = keras.Model(model.input, model.output, name=model.name)
-    except (AttributeError, ValueError):
-        return None
-    # An `ImageClassifier` only normalizes integer images before.
-    return graph if type(model).call in (type(graph).call, ImageClassifier.call) else None
+def _call(operation, *args, **kwargs):
+    if isinstance(operation, keras.layers.TimeDistributed):
+        # Step by step: Keras' own loop hides what it calls.
+        return keras.ops.stack([operation.layer(x) for x in keras.ops.unstack(args[0], axis=1)], axis=1)
+    if function := rewritten(operation):
+        return function(*args)
+    if isinstance(operation, keras.Layer) and operation._call_has_training_arg:
+        kwargs["training"] = False
+    return operation.call(*args, **kwargs)
 
 
-def signs_and_scale(layer: layers.QuantDense | layers.QuantConv2D) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the layer's kernel as +-1 and a factor for each unit.
+def _is_keras(kind):
+    """Whether Keras or this library has a class or function, which a process that imports them knows."""
+    return kind is None or getattr(kind, "__module__", "").split(".")[0] in ("keras", "keras_binaryvit")
 
-    Raises:
-        ValueError: Its quantised values aren't +-one magnitude for each unit.
-    """
-    kernel, factor = layer.quantized_kernel()
-    values, scale = as_array(kernel), 1.0 if factor is None else as_array(factor)
-    magnitudes = np.abs(values).reshape(-1, values.shape[-1])
-    if not np.all(magnitudes == magnitudes[0]) or not np.all(magnitudes[0] > 0):
-        raise ValueError(
-            f"The layer {layer.path!r} can't be frozen: its kernel quantiser {layer.kernel_quantizer!r} gives other "
-            "values than +-one magnitude for each unit."
-        )
-    return np.where(values >= 0, 1.0, -1.0), magnitudes[0] * scale
+
+def _symbolic(edge):
+    return keras.Input(edge.shape, dtype=edge.node.dtype)
+
+
+def _float32_if_real(dtype):
+    dtype = keras.backend.standardize_dtype(dtype)
+    return "float32" if "float" in dtype else dtype
+
+
+def _without_variables(x):
+    """Returns an argument of an operation, with its values if it is a variable or a tensor."""
+    if not isinstance(x, keras.Variable) and not keras.ops.is_tensor(x):
+        return x
+    values = np.array(keras.ops.convert_to_numpy(x))
+    return values.astype(_float32_if_real(values.dtype.name))
 
 
 def _numbered(structure):
@@ -219,15 +298,20 @@ def as_array(variable: Any) -> np.ndarray:
 
 
 def _batch_norm(lowering, layer, x):
-    if layer.axis not in (-1, len(x.shape)):
-        return lowering.operation(layer, x)
+    return x.affine(*norm_affine(layer)) if layer.axis in (-1, len(x.shape)) else None
+
+
+def norm_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what batch normalisation is at inference: a scale and a shift for each channel."""
     scale = 1 / np.sqrt(as_array(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         scale = scale * as_array(layer.gamma)
     shift = -as_array(layer.moving_mean) * scale
-    if layer.center:
-        shift = shift + as_array(layer.beta)
-    return x.affine(scale, shift)
+    return scale, shift + as_array(layer.beta) if layer.center else shift
+
+
+def _identity(lowering, layer, x):
+    return x
 
 
 def _shift(lowering, layer, x):
@@ -249,14 +333,16 @@ def _rprelu(lowering, layer, x):
 
 def _keras_prelu(lowering, layer, x):
     slope = as_array(layer.alpha)
-    if slope.shape[-1] != x.shape[-1] or slope.size != x.shape[-1]:  # not one for each channel
-        return lowering.operation(layer, x)
+    if slope.shape[-1] != x.shape[-1] or slope.size != x.shape[-1]:
+        return None  # not one for each channel
     return _prelu(lowering, x, slope.reshape(-1))
 
 
 def _add(lowering, layer, inputs):
-    if not isinstance(inputs, list | tuple) or any(x.shape != inputs[0].shape for x in inputs):
-        return lowering.operation(layer, inputs)
+    if not isinstance(inputs, list | tuple) or any(
+        x.shape != inputs[0].shape or x.node.dtype != "float32" for x in inputs
+    ):
+        return None
     return lowering.node(lce_layers.Add, inputs, inputs[0].shape)
 
 
@@ -309,7 +395,7 @@ def _quant_conv(lowering, layer, x):
 
 def _global_pooling(lowering, layer, x):
     if layer.keepdims or layer.data_format != "channels_last":
-        return lowering.operation(layer, x)
+        return None
     return lowering.node(lce_layers.GlobalAveragePooling, [x], x.shape[-1:])
 
 
@@ -433,7 +519,83 @@ def _patch_merging(lowering, layer, x):
     return lowering.add_constant(y, as_array(layer.position_embedding))
 
 
+# Rules for operations of keras.ops, by name: (lowering, operation, *arguments) -> output edge, or `None` for none.
+
+
+def _channelwise(x, constant):
+    """Returns `constant` as one value or one for each channel of the edge `x`, `None` where it is neither."""
+    if isinstance(constant, Edge) or not isinstance(x, Edge) or x.node.dtype != "float32":
+        return None
+    values, channels = as_array(constant), x.shape[-1:]
+    if values.size == 1 and values.ndim <= len(channels):
+        return values.reshape(())
+    return (
+        values.reshape(-1)
+        if values.shape[-1:] == channels == (values.size,) and values.ndim <= 1 + len(x.shape)
+        else None
+    )
+
+
+def _sum_operation(lowering, operation, x, y):
+    x, y = (x, y) if isinstance(x, Edge) else (y, x)
+    if isinstance(y, Edge):
+        return _add(lowering, operation, [x, y])
+    shift = _channelwise(x, y)
+    return None if shift is None else x.affine(shift=shift)
+
+
+def _difference_operation(lowering, operation, x, y):
+    if isinstance(x, Edge):
+        shift = _channelwise(x, y)
+        return None if shift is None else x.affine(shift=-shift)
+    shift = _channelwise(y, x)
+    return None if shift is None else y.affine(-1.0, shift)
+
+
+def _product_operation(lowering, operation, x, y):
+    x, y = (x, y) if isinstance(x, Edge) else (y, x)
+    scale = _channelwise(x, y)
+    return None if scale is None else x.affine(scale)
+
+
+def _quotient_operation(lowering, operation, x, y):
+    divisor = _channelwise(x, y)
+    return None if divisor is None or np.any(divisor == 0) else x.affine(1 / divisor)
+
+
+def _gelu_operation(lowering, operation, x):
+    # In the form of which the converters make one operator.
+    return None if operation.approximate else lowering.operation(keras.layers.Activation(exact_gelu), x)
+
+
+def _reshape_operation(lowering, operation, x):
+    batch, *shape = operation.newshape if isinstance(operation.newshape, tuple | list) else (operation.newshape,)
+    if batch is None or (batch == -1 and shape and math.prod(shape) == math.prod(x.shape)):
+        shape = [-1 if side is None else side for side in shape]
+        return lowering.operation(keras.layers.Reshape(shape), x)
+    return None
+
+
+def _cast_operation(lowering, operation, x):
+    """Real numbers are float32 in the frozen model, whatever they were in training."""
+    if "float" not in keras.backend.standardize_dtype(operation.dtype):
+        return None
+    return x if x.node.dtype == "float32" else lowering.operation(type(operation)("float32"), x)
+
+
+_OPERATIONS: dict[str, Callable] = {
+    "Add": _sum_operation,
+    "Cast": _cast_operation,
+    "Divide": _quotient_operation,
+    "Gelu": _gelu_operation,
+    "Multiply": _product_operation,
+    "Reshape": _reshape_operation,
+    "Subtract": _difference_operation,
+    "TrueDivide": _quotient_operation,
+}
+
 RULES: dict[type, Callable] = {
+    **dict.fromkeys(_IDENTITIES, _identity),
     keras.layers.Add: _add,
     keras.layers.BatchNormalization: _batch_norm,
     keras.layers.Conv2D: _conv,

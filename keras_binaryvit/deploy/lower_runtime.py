@@ -8,8 +8,9 @@ import numpy as np
 
 from keras_binaryvit import layers
 from keras_binaryvit.deploy import lower, runtime_layers
-from keras_binaryvit.deploy.graph import Edge, Input, Node
-from keras_binaryvit.deploy.lower import as_array, clip_of, inside, signs_and_scale
+from keras_binaryvit.deploy.binary import obstacle, signs_and_scale
+from keras_binaryvit.deploy.graph import Edge
+from keras_binaryvit.deploy.lower import as_array, clip_of, inside, norm_affine
 
 _MAX_RANK = 4
 
@@ -21,7 +22,7 @@ def _attention(lowering, layer, x):
 
 
 def _feed_forward(lowering, layer, x):
-    if not _is_binary(layer.expand.dense) or not 2 <= 1 + len(x.shape) <= _MAX_RANK:
+    if obstacle(layer.expand.dense) or not 2 <= 1 + len(x.shape) <= _MAX_RANK:
         return lower.RULES[type(layer)](lowering, layer, x)
     return _feed_forward_node(lowering, layer, [x], _feed_forward_constants(layer))
 
@@ -37,87 +38,68 @@ def _block(lowering, layer, x):
     if not _can_fuse_attention(layer.attention):
         return lower.RULES[type(layer)](lowering, layer, x)
     constants = _attention_constants(layer.attention)
-    _put_after(constants, lowering.call(layer.attention_affine, Edge(x.node)))
-    _put_before(runtime_layers.SelfAttention, constants, inside(lowering, layer.attention_norm, Edge(x.node)))
+    runtime_layers.SelfAttention.put_after(constants, lowering.call(layer.attention_affine, Edge(x.node)))
+    runtime_layers.SelfAttention.put_before(constants, inside(lowering, layer.attention_norm, Edge(x.node)))
     with lowering.inside(layer.attention.name):
         y = _attention_node(lowering, layer.attention, x, constants, residual=1)
 
     residual = y
     if layer.has_branches:
         constants = _branches_constants(layer.branches)
-        _put_before(runtime_layers.PoolingBranches, constants, inside(lowering, layer.feed_forward_norm, y))
+        runtime_layers.PoolingBranches.put_before(constants, inside(lowering, layer.feed_forward_norm, y))
         with lowering.inside(layer.branches.name):
             residual = _branches_node(lowering, layer.branches, y, constants, residual=1)
 
     constants = _feed_forward_constants(layer.feed_forward)
-    _put_after(constants, lowering.call(layer.feed_forward_affine, Edge(y.node)))
+    runtime_layers.FeedForward.put_after(constants, lowering.call(layer.feed_forward_affine, Edge(y.node)))
     h = inside(lowering, layer.feed_forward_norm, y)
     with lowering.inside(layer.feed_forward.name):
         return _feed_forward_node(lowering, layer.feed_forward, [h, residual], constants)
 
 
 def _patch_merging(lowering, layer, x):
-    if not layer.binary or not _is_binary(layer.convolution):
+    if not layer.binary or obstacle(layer.convolution):
         return lower.RULES[type(layer)](lowering, layer, x)
     height, width, channels = x.shape
-    kernel, product = _product(layer.convolution, layer.norm)
-    constants = {
-        "kernel": kernel,
-        "scale": np.ones(channels),
-        "threshold": as_array(layer.shift.shift),
-        "multiplier": product.scale,
-        "bias": product.shift - as_array(layer.activation.input_shift),
-        "slope": as_array(layer.activation.slope),
-    }
+    kernel, constants, output_shift = _activated(layer.convolution, layer)
+    constants |= {"kernel": kernel, "scale": np.ones(channels)}
     shape = (height // 2, width // 2, layer.embed_dim)
     x = inside(lowering, layer.input_norm, x)
     y = lowering.node(runtime_layers.PatchMerging, [x], shape, constants, units=layer.embed_dim)
-    y = y.affine(shift=as_array(layer.activation.output_shift))
-    return lowering.add_constant(y, as_array(layer.position_embedding))
+    return lowering.add_constant(y.affine(shift=output_shift), as_array(layer.position_embedding))
 
 
 # ---- which layers
 
 
-def _is_binary(layer):
-    return layer.is_binary and isinstance(layer.input_quantizer, lower.SIGNS)
-
-
 def _can_fuse_attention(layer):
     # All its projections have the same quantisers.
-    return layer.binary_probabilities and _is_binary(layer.query.dense)
+    return layer.binary_probabilities and obstacle(layer.query.dense) is None
 
 
 # ---- their constants
 
-_NOTHING = Node(Input, [], (), "")  # the affines here are of no tensor
-
 
 def _product(layer, norm):
-    """Returns the kernel as +-1, and as an affine what the norm makes of the number of differing bits."""
-    kernel, scale = signs_and_scale(layer)
-    units = kernel.shape[-1]
-    length = kernel.size // units
-    return kernel, _normalized(norm, Edge(_NOTHING, -2 * scale, length * scale))
+    """Returns the kernel as +-1, and the factor and bias of what the norm makes of the number of differing bits."""
+    kernel, factor = signs_and_scale(layer)
+    scale, shift = norm_affine(norm)
+    length = kernel.size // kernel.shape[-1]
+    return kernel, {"multiplier": -2 * factor * scale, "bias": length * factor * scale + shift}
 
 
-def _normalized(norm, x):
-    """Returns batch normalisation of an affine."""
-    scale = as_array(norm.gamma) / np.sqrt(as_array(norm.moving_variance) + norm.epsilon)
-    return x.affine(scale, as_array(norm.beta) - as_array(norm.moving_mean) * scale)
+def _activated(product, layer):
+    """Returns the kernel of a `product` within `layer`, the other constants of the layer, and the shift that is left
+    for its readers."""
+    kernel, constants = _product(product, layer.norm)
+    activation = layer.activation
+    constants["bias"] = constants["bias"] - as_array(activation.input_shift)
+    constants |= {"threshold": as_array(layer.shift.shift), "slope": as_array(activation.slope)}
+    return kernel, constants, as_array(activation.output_shift)
 
 
 def _projection(layer):
-    """Returns the kernel of a `BinaryProjection`, its other constants, and the shift that is left for its readers."""
-    kernel, product = _product(layer.dense, layer.norm)
-    activation = layer.activation
-    constants = {
-        "threshold": as_array(layer.shift.shift),
-        "multiplier": product.scale,
-        "bias": product.shift - as_array(activation.input_shift),
-        "slope": as_array(activation.slope),
-    }
-    return kernel, constants, as_array(activation.output_shift)
+    return _activated(layer.dense, layer)
 
 
 def _attention_constants(layer):
@@ -136,7 +118,7 @@ def _attention_constants(layer):
     for name, shift in (("query", layer.query_shift), ("key", layer.key_shift), ("value", layer.value_shift)):
         constants[f"{name}_threshold"] = shifts[name] + as_array(shift.shift)
     clip = clip_of(layer)
-    attended = _normalized(layer.context_norm, Edge(_NOTHING, clip))
+    attended_scale, attended_shift = norm_affine(layer.context_norm)
     shortcuts = shifts["query"] + shifts["key"] + shifts["value"]
     activation = layer.context_activation
     _shift_projection(constants, "output", as_array(activation.output_shift))
@@ -145,8 +127,8 @@ def _attention_constants(layer):
         "kernels": np.stack(list(kernels.values())),
         "probability_threshold": np.array([clip / 2]),
         "scale": np.ones(channels),
-        "context_scale": attended.scale,
-        "context_bias": attended.shift + shortcuts - as_array(activation.input_shift),
+        "context_scale": clip * attended_scale,
+        "context_bias": attended_shift + shortcuts - as_array(activation.input_shift),
         "context_slope": as_array(activation.slope),
         "output_scale": np.ones(channels),
         "output_shift": shifts["output"],
@@ -196,18 +178,6 @@ def _branches_constants(layer):
 def _reach(layer):
     height, width = (max(sides) for sides in zip(*layer.windows, strict=True))
     return height // 2, width // 2
-
-
-def _put_before(kind, constants, affine):
-    """Makes the constants those of a layer whose inputs go through `affine` first."""
-    kind.shift_inputs(constants, affine.shift)
-    constants["scale"] = constants["scale"] * affine.scale
-
-
-def _put_after(constants, affine):
-    """Makes the constants those of a layer whose outputs go through `affine`."""
-    constants["output_scale"] = constants["output_scale"] * affine.scale
-    constants["output_shift"] = constants["output_shift"] * affine.scale + affine.shift
 
 
 # ---- their nodes

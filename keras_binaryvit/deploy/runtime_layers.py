@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_binaryvit.deploy import composite
 from keras_binaryvit.deploy.composite import pack
+from keras_binaryvit.deploy.graph import Edge
 from keras_binaryvit.deploy.lce_layers import InferenceLayer
 from keras_binaryvit.typing import Shape, Tensor
 
@@ -45,6 +46,20 @@ class FusedLayer(InferenceLayer):
     def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         """Changes `constants` for inputs that come without `shift`."""
         raise NotImplementedError
+
+    @classmethod
+    def put_before(cls, constants: dict[str, np.ndarray], affine: Edge) -> None:
+        """Makes `constants` those of a layer whose inputs go through `affine` first."""
+        cls.shift_inputs(constants, affine.shift)
+        constants["scale"] = constants["scale"] * affine.scale
+
+    @classmethod
+    def put_after(cls, constants: dict[str, np.ndarray], affine: Edge) -> None:
+        """Makes `constants` those of a layer whose outputs go through `affine`."""
+        for row in filter(None, (cls.output_scale, cls.output_shift)):
+            constants[row] = constants[row] * affine.scale
+        if cls.output_shift:
+            constants[cls.output_shift] = constants[cls.output_shift] + affine.shift
 
     def constants(self, **values: Any) -> dict[str, np.ndarray]:
         """Returns the layer's weights, of the values of kernels and of the rows of the tables."""

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
-from keras_binaryvit.layers.checks import map_shape, positive_integer
+from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import BinaryProjection
@@ -60,7 +60,7 @@ class BinarySelfAttention(keras.layers.Layer):
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape: Shape) -> None:
-        height, width, channels = map_shape(self, input_shape)
+        self._shape = height, width, channels = map_shape(self, input_shape)
         if channels % self.num_heads:
             raise ValueError(
                 f"num_heads must divide the channels. Received: num_heads={self.num_heads}, channels={channels}"
@@ -110,6 +110,7 @@ class BinarySelfAttention(keras.layers.Layer):
 
     def context(self, inputs: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Returns what the output projection reads, in the inputs' shape, and the binarised probabilities."""
+        inputs = with_known_sides(inputs, self._shape)
         _, height, width, channels = inputs.shape
         keys_from = inputs
         if self.reduction > 1:

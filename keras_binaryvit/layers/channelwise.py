@@ -14,36 +14,42 @@ from keras import ops
 from keras_binaryvit.typing import Tensor
 
 
+def precise(x: Tensor) -> Tensor:
+    """Returns `x` in a precision for statistics: float64 as it is, any other in float32."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return x if dtype in ("float32", "float64") else ops.cast(x, "float32")
+
+
 def channel_sum(x: Tensor) -> Tensor:
-    """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32."""
-    x = ops.cast(x, "float32")
+    """Returns the sum of `x`, `(..., channels)`, over all axes but the last, in float32 or float64."""
+    x = precise(x)
     if len(x.shape) > 2:
         # Row by row first: many short sums lose less to rounding than a long one.
         if keras.backend.backend() == "jax":
             # The ones have all of x's leading axes: XLA turns a product with a broadcast matrix into one product with
             # a transposed copy of x.
-            x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2])), x)
+            x = ops.matmul(ops.ones((*ops.shape(x)[:-2], 1, x.shape[-2]), x.dtype), x)
         else:
             x = ops.sum(x, axis=-2)
     return ops.sum(x, axis=tuple(range(len(x.shape) - 1)))
 
 
 def batch_means(sums: list[Tensor], x: Tensor) -> tuple[list[Tensor], Tensor | float]:
-    """Returns the means of per-channel quantities over the global batch, and its number of positions, in float32.
+    """Returns the means of per-channel quantities over the global batch, and its number of positions.
 
     `sums` are theirs over all positions of `x`, `(..., channels)`. In `keras.distribution` that is the global batch. In
     a `tf.distribute` strategy it is the part of one replica, and the replicas' sums and positions are added up.
     """
     # A number where the shape is known: each operation less starts training earlier.
     *leading, _ = x.shape
-    count = ops.cast(ops.size(x), "float32") / x.shape[-1] if None in leading else float(math.prod(leading))
+    count = ops.cast(ops.size(x), x.dtype) / x.shape[-1] if None in leading else float(math.prod(leading))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             # In one round of communication.
-            *sums, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*sums, tf.convert_to_tensor(count)])
+            *sums, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*sums, tf.cast(count, sums[0].dtype)])
     return [total / count for total in sums], count
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_binaryvit.typing import Shape
+from keras_binaryvit.typing import Shape, Tensor
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -36,6 +37,12 @@ def map_shape(layer: keras.Layer, input_shape: Shape) -> tuple[int, int, int]:
             f"Received: input shape {tuple(input_shape)}"
         )
     return tuple(input_shape[1:])
+
+
+def with_known_sides(x: Tensor, shape: Shape) -> Tensor:
+    """Returns `x` with the `shape` (height, width, channels) that its layer is built for, where TensorFlow doesn't know
+    its sides, as those of images from a generator."""
+    return ops.reshape(x, (-1, *shape)) if None in x.shape[1:] else x
 
 
 def checked_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_binaryvit.layers.channelwise import batch_means, channel_sum, normalize
+from keras_binaryvit.layers.channelwise import batch_means, channel_sum, normalize, precise
 from keras_binaryvit.typing import Tensor
 
 
@@ -39,22 +39,25 @@ class BatchNorm(keras.layers.BatchNormalization):
             )
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        x = ops.cast(inputs, "float32")
+        x = precise(inputs)
+        gamma, beta, moving_mean, moving_variance = map(
+            precise, (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
         if not (training and self.trainable):
             # Keras' own layer multiplies with rsqrt, which processors round differently; signs would depend on it.
-            scale = self.gamma / self._deviation(self.moving_variance)
-            outputs = x * scale + (self.beta - self.moving_mean * scale)
+            scale = gamma / self._deviation(moving_variance)
+            outputs = x * scale + (beta - moving_mean * scale)
             return ops.cast(outputs, self.compute_dtype)
         detached = ops.stop_gradient(x)
         (mean,), count = batch_means([channel_sum(detached)], x)
         (variance,), _ = batch_means([channel_sum(ops.square(detached - mean))], x)
-        outputs = normalize(x, mean, self._deviation(variance), self.gamma, self.beta)
+        outputs = normalize(x, mean, self._deviation(variance), gamma, beta)
 
         # Python's maximum keeps a count that is a number one.
         unbiased = variance * (count / (max(count - 1, 1) if isinstance(count, float) else ops.maximum(count - 1, 1)))
         keep = self.momentum
-        self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
-        self.moving_variance.assign(self.moving_variance * keep + unbiased * (1 - keep))
+        self.moving_mean.assign(moving_mean * keep + mean * (1 - keep))
+        self.moving_variance.assign(moving_variance * keep + unbiased * (1 - keep))
         return ops.cast(outputs, self.compute_dtype)
 
     def _deviation(self, variance: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
-from keras_binaryvit.layers.checks import map_shape, positive_integer
+from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import kernel_initializer
@@ -15,13 +15,14 @@ from keras_binaryvit.layers.quant_dense import QuantConv2D
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
-def _check_sides(layer, input_shape, side):
-    height, width, _ = map_shape(layer, input_shape)
+def _checked_shape(layer, input_shape, side):
+    shape = height, width, _ = map_shape(layer, input_shape)
     if height % side or width % side:
         raise ValueError(
             f"The map's height and width must be multiples of {side}, the side of a patch of {type(layer).__name__}. "
             f"Received: map {height}x{width}"
         )
+    return shape
 
 
 def _add_position_embedding(layer, output_shape):
@@ -62,7 +63,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.has_class_token = class_token
 
     def build(self, input_shape: Shape) -> None:
-        _check_sides(self, input_shape, self.patch_size)
+        self._shape = _checked_shape(self, input_shape, self.patch_size)
         limit = (self.patch_size**2 * input_shape[-1]) ** -0.5
         self.convolution = keras.layers.Conv2D(
             self.embed_dim,
@@ -87,7 +88,7 @@ class PatchEmbedding(keras.layers.Layer):
             )
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        x = self.convolution(inputs)
+        x = self.convolution(with_known_sides(inputs, self._shape))
         if self.has_norm:
             x = self.norm(x, training=training)
         if not self.has_class_token:
@@ -151,7 +152,7 @@ class PatchMerging(keras.layers.Layer):
         self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape: Shape) -> None:
-        _check_sides(self, input_shape, 2)
+        self._shape = _checked_shape(self, input_shape, 2)
         channels = input_shape[-1]
         output_shape = self.compute_output_shape(input_shape)
         self.input_norm = BatchNorm(dtype=self.dtype_policy, name="input_norm")
@@ -184,7 +185,7 @@ class PatchMerging(keras.layers.Layer):
         self.position_embedding = _add_position_embedding(self, output_shape)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        inputs = self.input_norm(inputs, training=training)
+        inputs = self.input_norm(with_known_sides(inputs, self._shape), training=training)
         merged = self.norm(self.convolution(self.shift(inputs) if self.binary else inputs), training=training)
         if self.binary:
             pooled = average_pool(inputs, 2)

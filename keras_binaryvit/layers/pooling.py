@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_binaryvit.layers.affine import ResidualAffine
 from keras_binaryvit.layers.channelwise import custom_gradient
-from keras_binaryvit.layers.checks import map_shape
+from keras_binaryvit.layers.checks import map_shape, with_known_sides
 from keras_binaryvit.typing import Shape, Tensor
 
 
@@ -53,11 +53,12 @@ class MultiBranchAveragePooling(keras.layers.Layer):
         self.affines = [ResidualAffine(0.0, dtype=self.dtype_policy, name=f"affine_{h}x{w}") for h, w in self.windows]
 
     def build(self, input_shape: Shape) -> None:
-        map_shape(self, input_shape)
+        self._shape = map_shape(self, input_shape)
         for affine in self.affines:
             affine.build(input_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
+        inputs = with_known_sides(inputs, self._shape)
         outputs = 0
         for (height, width), affine in zip(self.windows, self.affines, strict=True):
             # Padded by hand: Keras' own "same" padding leaves the zeros out of the mean.

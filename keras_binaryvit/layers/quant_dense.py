@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_binaryvit import constraints, quantizers
-from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
+from keras_binaryvit.typing import QuantizerLike, Tensor
 
 
 class _QuantizedKernel(keras.layers.Layer):
@@ -22,11 +22,6 @@ class _QuantizedKernel(keras.layers.Layer):
         """Whether the layer multiplies 1-bit values with 1-bit kernels."""
         return quantizers.is_one_bit(self.input_quantizer) and quantizers.is_one_bit(self.kernel_quantizer)
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether `deploy.freeze` made the layer: its kernel holds +-1 and `scale` one factor for each unit."""
-        return isinstance(self.kernel_quantizer, quantizers.FrozenSign)
-
     def add_weight(self, *args, name=None, **kwargs):
         if name == "kernel" and self.kernel_quantizer is not None:
             # Mixed precision must not round a latent kernel: its small values are what training accumulates in.
@@ -36,23 +31,8 @@ class _QuantizedKernel(keras.layers.Layer):
             weight.precision = getattr(self.kernel_quantizer, "precision", None)  # for optimisers, as in Larq
         return weight
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        if self.is_frozen:
-            units = self.kernel.shape[-1]
-            self.scale = self.add_weight(name="scale", shape=(units,), initializer="ones", autocast=False)
-
-    def save_own_variables(self, store):
-        # Keras' own layers save a kernel and a bias only; a frozen layer has a scale too. The keys stay "0", "1", ...
-        keras.layers.Layer.save_own_variables(self, store)
-
-    def load_own_variables(self, store):
-        keras.layers.Layer.load_own_variables(self, store)
-
     def quantized_kernel(self) -> tuple[Tensor, Tensor | None]:
         """Returns `(values, scale)`: what the product is taken with, and the factor of each unit or `None`."""
-        if self.is_frozen:
-            return self.kernel, self.scale
         if self.kernel_quantizer is None:
             return self.kernel, None
         if isinstance(self.kernel_quantizer, quantizers.Quantizer):
@@ -126,29 +106,11 @@ class QuantDense(_QuantizedKernel, keras.layers.Dense):
             **kwargs,
         )
 
-    def add_weight(self, shape: Shape = (), *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
-        if name == "kernel" and self.is_frozen:
-            # LCE has a binary convolution and no binary dense op, so a frozen layer is a convolution over positions;
-            # a reshape between its kernel and the convolution would keep the converter from seeing a constant.
-            shape = (1, 1, *shape)
-        return super().add_weight(shape, *args, name=name, **kwargs)
-
     def call(self, inputs: Tensor) -> Tensor:
-        outputs = self._convolution(inputs) if self.is_frozen else self._quantized_product(_matmul, inputs)
+        outputs = self._quantized_product(_matmul, inputs)
         if self.use_bias:
             outputs = outputs + self.bias
         return outputs if self.activation is None else self.activation(outputs)
-
-    def _convolution(self, inputs):
-        shape = ops.shape(inputs)
-        if len(shape) != 4:  # reshaped before it is quantised: the converter looks for a sign beside the convolution
-            inputs = ops.reshape(inputs, (-1, 1, 1, shape[-1]))
-
-        def product(maps, kernel):
-            return ops.conv(maps, kernel, padding="valid", data_format="channels_last")
-
-        outputs = self._quantized_product(product, inputs)
-        return outputs if len(shape) == 4 else ops.reshape(outputs, (*shape[:-1], self.units))
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")

@@ -11,6 +11,7 @@ from keras_binaryvit.models import pretrained
 Model = TypeVar("Model", bound="PresetModel")
 # What Keras keeps itself.
 _OF_KERAS = ("name", "trainable", "dtype")
+_FROZEN = "frozen_layers"
 
 
 class PresetModel(keras.Model):
@@ -84,15 +85,22 @@ class PresetModel(keras.Model):
         return super().make_train_function(force)
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor's arguments, and the paths of layers that aren't trained."""
         config = {name: _serialized(value) for name, value in self._arguments.items()}
-        return {**config, "name": self.name, "trainable": self.trainable}
+        layers = self._flatten_layers(include_self=False)
+        frozen = tuple(layer.path for layer in layers if layer.path and not layer._trainable)
+        return {**config, "name": self.name, "trainable": self.trainable, **({_FROZEN: frozen} if frozen else {})}
 
     @classmethod
     def from_config(cls: type[Model], config: dict, custom_objects: dict | None = None) -> Model:
         """Creates the model from `get_config()`."""
         values = {name: _deserialized(value, custom_objects) for name, value in config.items()}
-        return cls(**values)
+        frozen = set(values.pop(_FROZEN, ()))
+        model = cls(**values)
+        for layer in model._flatten_layers(include_self=False):
+            if layer.path in frozen:
+                layer.trainable = False
+        return model
 
 
 def _serialized(value):

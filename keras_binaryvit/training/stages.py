@@ -28,7 +28,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
     """
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
     quantized = [layer for layer in layers if layer.kernel_quantizer is not None]
-    if not quantized or any(layer.is_frozen for layer in quantized):
+    if not quantized:
         raise ValueError(
             f"The model {model.name!r} has no latent kernels: no layer has a kernel_quantizer, or the model is frozen."
         )

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -150,11 +151,47 @@ def test_broken_files(ending, content, tmp_path):
 @pytest.mark.parametrize("content", ["a list", "a module", "numbers"])
 def test_no_state_dict(content, tmp_path):
     torch = pytest.importorskip("torch")
-    contents = {"a list": [1, 2], "a module": torch.nn.Linear(2, 2), "numbers": {"a": torch.ones(2), "epoch": 3}}
+    contents = {"a list": [1, 2], "a module": torch.nn.Linear(2, 2), "numbers": {"epoch": 3}}
     torch.save(contents[content], tmp_path / "x.pth")
     messages = {"a list": "a list, not a state dict", "a module": "Linear", "numbers": "no tensors: epoch"}
     with pytest.raises(ValueError, match=messages[content]):
         read_state_dict(tmp_path / "x.pth")
+
+
+NAMES = ("vit.layernorm.weight", "vit.embeddings.cls_token", "classifier.bias")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "state_dict."])
+def test_prefixes_of_all_names_and_other_entries(prefix, tmp_path):
+    arrays = {name: np.full(2, number, "float32") for number, name in enumerate(NAMES)}
+    state = {f"{prefix}{name}": array for name, array in arrays.items()}
+    np.savez(tmp_path / "state.npz", **state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_state_dict(tmp_path / "state.npz")
+    assert list(read) == list(NAMES)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+
+    others = {
+        "optimizer.state.0": np.ones(3),
+        "optimizer.state.1": np.ones(3),
+        "teacher.vit.layernorm.weight": np.ones(2),
+    }
+    np.savez(tmp_path / "state.npz", **others, **state)
+    with pytest.warns(UserWarning, match=r"Skipped.*optimizer \(2 entries\), teacher$"):
+        read = read_state_dict(tmp_path / "state.npz")
+    assert list(read) == list(NAMES)
+
+
+def test_training_checkpoints(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {f"module.{name}": torch.ones(2) for name in NAMES}
+    torch.save(
+        {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1, "exp_avg": torch.ones(2)}}, tmp_path / "x.pth"
+    )
+    with pytest.warns(UserWarning, match="Skipped.*(epoch|optimizer)"):
+        assert list(read_state_dict(tmp_path / "x.pth")) == list(NAMES)
 
 
 def test_bad_paths(tmp_path):

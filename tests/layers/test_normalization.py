@@ -122,3 +122,28 @@ def test_statistics_stay_in_float32(dtype):
     layer(x, training=True)
     np.testing.assert_allclose(numpy(layer.moving_mean), 0.15, rtol=1e-6)
     np.testing.assert_allclose(numpy(layer.moving_variance), 0.9 + 0.025 * 4096 / 4095, rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("training", [False, True])
+def test_policies(training, policy):
+    """The statistics of all but float64 are computed in float32."""
+    if policy == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is told to")
+    layer, reference = BatchNorm(dtype=policy), BatchNorm()
+    x = normal(4, 5, 6, 8)
+    x = numpy(keras.ops.cast(keras.ops.cast(x, policy), "float32"))
+    expected = numpy(reference(x, training=training))
+    outputs = layer(x, training=training)
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy
+    tolerance = {"float64": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}[policy]
+    np.testing.assert_allclose(float64(outputs), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(float64(layer.moving_variance), numpy(reference.moving_variance), rtol=tolerance)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless it is told to")
+def test_float64_is_that_precise():
+    layer, x = BatchNorm(dtype="float64"), np.random.default_rng(0).normal(size=(4, 5, 6, 8))
+    outputs = numpy(layer(x, training=True))
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(outputs, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-12, atol=1e-12)

@@ -21,6 +21,7 @@ from layer_checks import (
     randomize,
 )
 
+import keras_binaryvit as kb
 from keras_binaryvit.layers import PatchEmbedding, PatchMerging
 
 small = st.integers(1, 3)
@@ -128,3 +129,27 @@ def test_unknown_sides(create, shape):
 def test_bad_embed_dim(create, embed_dim):
     with pytest.raises(ValueError, match=str(embed_dim)):
         create(embed_dim).build((1, 8, 8, 2))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know all sides")
+def test_sides_that_tensorflow_does_not_know():
+    """As of images from a generator: a whole model takes them, and each layer that needs a map's sides."""
+    import tensorflow as tf
+
+    def unknown(layer, shape):
+        layer(np.zeros((1, *shape), "float32"))
+        x = normal(2, *shape)
+        function = tf.function(lambda x: layer(x, training=True) if layer._call_has_training_arg else layer(x))
+        signature = tf.TensorSpec((None, None, None, shape[-1]))
+        return numpy(function.get_concrete_function(signature)(x)), x
+
+    for layer in (
+        kb.layers.PatchEmbedding(8, 2),
+        kb.layers.PatchMerging(8),
+        kb.layers.BinarySelfAttention(2, 2),
+        kb.layers.MultiBranchAveragePooling(),
+        kb.layers.BinaryTransformerBlock(2, 2, 2),
+        kb.BinaryViT((4, 6, 4), 3, 2, (8,), (1,), (2,), (1,), (2,)),
+    ):
+        outputs, x = unknown(layer, (4, 6, 4))
+        assert outputs.shape == (2, *layer.compute_output_shape((2, 4, 6, 4))[1:])

@@ -238,29 +238,25 @@ def test_config(layer):
         assert type(ours) is type(theirs)
         assert ours is None or ours.get_config() == theirs.get_config()
     assert getattr(copy, "pad_values", None) == getattr(layer, "pad_values", None)
-    assert copy.is_binary == layer.is_binary and not copy.is_frozen
+    assert copy.is_binary == layer.is_binary
 
 
 def test_saves_and_loads(tmp_path):
     inputs = keras.Input((6, 7, 4))
     x = QuantConv2D(6, 3, padding="same", pad_values=1.0, kernel_constraint="weight_clip", **BINARY)(inputs)
     x = QuantDense(5, input_quantizer="ste_sign", kernel_quantizer="centered_scaled_sign")(x)
-    model = keras.Model(inputs, QuantDense(3, **{**BINARY, "kernel_quantizer": "frozen_sign"})(x))
-    model.layers[-1].scale.assign([0.5, 0.25, 2.0])
+    model = keras.Model(inputs, QuantDense(3, **BINARY)(x))
     model.save(tmp_path / "model.keras")
     copy = keras.models.load_model(tmp_path / "model.keras")
     x = normal(2, 6, 7, 4)
     np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
-    np.testing.assert_array_equal(numpy(copy.layers[-1].scale), [0.5, 0.25, 2.0])
     assert copy.layers[1].pad_values == 1 and isinstance(copy.layers[1].kernel_constraint, constraints.WeightClip)
-    assert copy.layers[-1].is_frozen and not copy.layers[1].is_frozen
 
 
 @pytest.mark.parametrize(
     ("input_quantizer", "kernel_quantizer", "expected"),
     [
         ("ste_sign", "scaled_sign", True),
-        ("ste_heaviside", "frozen_sign", True),
         (quantizers.DoReFa(1), "ste_sign", True),
         (None, "ste_sign", False),
         ("ste_sign", None, False),
@@ -292,23 +288,20 @@ def low_precision(array, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("build", ["dense", "frozen", "conv"])
+@pytest.mark.parametrize("build", ["dense", "conv"])
 def test_a_binary_product_is_exact_in_mixed_precision(build, dtype):
     rng = np.random.default_rng(0)
     share = rng.uniform(0, 1, size=UNITS)
     signs = np.where(rng.uniform(size=(CHANNELS, UNITS)) < share, 1.0, -1.0).astype("float32")
     sums = signs.sum(0)
-    quantizer = "frozen_sign" if build == "frozen" else "scaled_sign"
-    arguments = {"input_quantizer": "ste_sign", "kernel_quantizer": quantizer, "use_bias": False}
+    arguments = {"input_quantizer": "ste_sign", "kernel_quantizer": "scaled_sign", "use_bias": False}
     arguments["dtype"] = f"mixed_{dtype}"
     if build == "conv":
         layer, shape = QuantConv2D(UNITS, 2, **arguments), (1, 2, 2, CHANNELS // 4)
     else:
         layer, shape = QuantDense(UNITS, **arguments), (1, CHANNELS)
     layer.build(shape)
-    layer.kernel.assign((signs if build == "frozen" else signs * MAGNITUDE).reshape(layer.kernel.shape))
-    if build == "frozen":
-        layer.scale.assign(np.full(UNITS, MAGNITUDE))
+    layer.kernel.assign((signs * MAGNITUDE).reshape(layer.kernel.shape))
     outputs = layer(np.ones(shape, "float32"))
 
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype
@@ -338,57 +331,3 @@ def test_a_real_layer_computes_in_the_policy_dtype():
         each.build(x.shape)
         each.set_weights([normal(9, 3, seed=1), normal(3, seed=2)])
     np.testing.assert_array_equal(numpy(layer(x)), numpy(reference(x)))
-
-
-# --- Frozen layers ---
-
-
-def frozen(layer):
-    """Returns the layer that holds the signs and scales which `layer` computes."""
-    values, scale = layer.quantized_kernel()
-    config = {**layer.get_config(), "kernel_quantizer": quantizers.serialize(quantizers.FrozenSign())}
-    copy = type(layer).from_config(config)
-    copy.build(layer.built_input_shape)
-    copy.kernel.assign(ops.reshape(values, copy.kernel.shape))  # a dense one is a 1x1 convolution
-    copy.scale.assign(scale)
-    if layer.use_bias:
-        copy.bias.assign(layer.bias)
-    return copy
-
-
-def built(layer, shape):
-    layer.build(shape)
-    layer.built_input_shape = shape
-    layer.kernel.assign(normal(*layer.kernel.shape, seed=1))
-    if layer.use_bias:
-        layer.bias.assign(normal(*layer.bias.shape, seed=2))
-    return layer
-
-
-@pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("kernel_quantizer", ["scaled_sign", "centered_scaled_sign", "magnitude_aware_sign"])
-@pytest.mark.parametrize("shape", [(5, 37), (2, 7, 37), (2, 3, 4, 37)])
-def test_a_frozen_dense_layer_is_the_same_bit_for_bit(shape, kernel_quantizer, use_bias):
-    layer = QuantDense(11, input_quantizer="approx_sign", kernel_quantizer=kernel_quantizer, use_bias=use_bias)
-    layer = built(layer, shape)
-    x = normal(*shape)
-    copy = frozen(layer)
-    assert copy.is_frozen and copy.is_binary and not layer.is_frozen
-    assert set(np.unique(numpy(copy.kernel))) == {-1, 1}
-    np.testing.assert_array_equal(numpy(copy(x)), numpy(layer(x)))
-
-
-def test_a_frozen_convolution_is_the_same_bit_for_bit():
-    shape = (2, 5, 6, 7)
-    layer = built(QuantConv2D(11, 3, padding="same", pad_values=1.0, **BINARY), shape)
-    x = normal(*shape)
-    np.testing.assert_array_equal(numpy(frozen(layer)(x)), numpy(layer(x)))
-
-
-@pytest.mark.parametrize("shape", [(None, 6), (None, None, 6), (None, None, None, 6)])
-def test_a_frozen_dense_layer_takes_any_number_of_positions(shape):
-    inputs = keras.Input(shape[1:])
-    model = keras.Model(inputs, QuantDense(4, input_quantizer="ste_sign", kernel_quantizer="frozen_sign")(inputs))
-    for positions in (2, 3):
-        x = normal(*(positions if size is None else size for size in shape))
-        assert model.predict(x, verbose=0).shape == (*x.shape[:-1], 4)

@@ -172,3 +172,15 @@ def test_all_weights_are_those_of_their_preset():
     files = {path.stem for path in pretrained.FOLDER.glob("*.npz")}
     assert files == set(kb.BinaryViT.trained)
     assert all(path.stat().st_size < 6e6 for path in pretrained.FOLDER.iterdir())
+
+
+def test_layers_that_are_not_trained_stay_so(tmp_path):
+    """At any depth: a block, and a layer within another one."""
+    model = kb.BinaryViT.from_preset("binaryvit_tiny_32")
+    model.get_layer("block_0").trainable = False
+    model.get_layer("block_1").attention.trainable = False
+    trained = [variable.path for variable in model.trainable_variables]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [variable.path for variable in loaded.trainable_variables] == trained
+    assert len(trained) < len(kb.BinaryViT.from_preset("binaryvit_tiny_32").trainable_variables)

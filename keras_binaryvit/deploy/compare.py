@@ -1,0 +1,106 @@
+"""check_frozen: whether each layer of a model computes the same when it is frozen.
+
+Each layer gets what the layer before it gives in the model itself, so that rounding doesn't add up. It may flip a bit
+near a threshold, in one sample or another; a wrong constant is wrong in all. So an output differs by the least of its
+differences in a few random samples. Bits flip in proportion to the rounding, and a sum of them varies with the root of
+their number: the bound is in proportion to the root of the precision that the layer computes with.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_binaryvit.deploy.emit import computed
+from keras_binaryvit.deploy.fold import fold
+from keras_binaryvit.deploy.graph import ConversionError, Graph, functional_graph, nested_graph
+from keras_binaryvit.deploy.lower import Lowering, graph_of
+
+_SAMPLES = 4
+_SIDE = 32  # where the model leaves it open
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def check_frozen(model: keras.Model, frozen: keras.Model, rules: dict[type, Callable]) -> None:
+    """Compares a model with its frozen layers, layer by layer, on random inputs.
+
+    Args:
+        model: The model.
+        frozen: What became of it.
+        rules: Those of `lower` that it was frozen by.
+
+    Raises:
+        ConversionError: A layer differs by more than rounding; the message names it.
+    """
+    graph = graph_of(model)
+    inputs = [_random(tensor, seed) for seed, tensor in enumerate(graph.inputs)]
+    seen = {id(tensor): tensor for tensor in inputs}
+
+    def compare(operation, *args, **kwargs):
+        arguments = keras.tree.flatten((args, kwargs))
+        tensors = [tensor for tensor in arguments if id(tensor) in seen]
+        if inner := nested_graph(operation, [keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors]):
+            return inner._run_through_graph(tensors, call_fn=compare)
+        expected = _called(operation, *args, **kwargs)
+        seen.update({id(tensor): tensor for tensor in keras.tree.flatten(expected)})
+        lowering = Lowering(rules)
+        edges = {id(tensor): lowering.input(f"x{index}", tensor) for index, tensor in enumerate(tensors)}
+        args, kwargs = keras.tree.map_structure(lambda x: edges.get(id(x), x), (args, kwargs))
+        outputs = [edge.affine() for edge in keras.tree.flatten(lowering.call(operation, *args, **kwargs))]
+        actual = computed(fold(Graph(lowering.nodes, outputs, None, None)), list(tensors))
+        _assert_close(operation, actual, keras.tree.flatten(expected))
+        return expected
+
+    outputs = keras.tree.flatten(graph._run_through_graph(inputs, call_fn=compare))
+    if functional_graph(model) is None:
+        expected = _called(model, keras.tree.pack_sequence_as(graph.input, inputs), training=False)
+        _assert_close(model, outputs, keras.tree.flatten(expected))
+
+
+def _called(operation, *args, **kwargs):
+    """Returns `operation(*args, **kwargs)`, and leaves its variables as they are."""
+    variables = operation.non_trainable_variables if isinstance(operation, keras.Layer) else []
+    values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    outputs = operation(*args, **kwargs)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return outputs
+
+
+def _random(tensor, seed):
+    rng = np.random.default_rng(seed)
+    batch, *sides = tensor.shape
+    shape = (batch or _SAMPLES, *(side or _SIDE for side in sides))
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if "float" in dtype:
+        return keras.ops.convert_to_tensor(rng.normal(size=shape), dtype)
+    # Pixels; else indices, which no table is too small for.
+    return keras.ops.convert_to_tensor(rng.integers(0, 256 if dtype == "uint8" else 2, shape), dtype)
+
+
+def _assert_close(operation: keras.Operation, actual: list[Any], expected: list[Any]) -> None:
+    dtypes = {getattr(operation, "compute_dtype", None), *(keras.backend.standardize_dtype(x.dtype) for x in expected)}
+    bound = max(_EPSILON.get(dtype, 2.0**-23) for dtype in dtypes) ** 0.5
+    for a, b in zip(actual, expected, strict=True):
+        a, b = (np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in (a, b))
+        if a.shape != b.shape:
+            raise ConversionError(
+                f"The layer {operation.name!r} gives {b.shape} in the model and {a.shape} when it is frozen. {_REMEDY}"
+            )
+        finite = np.isfinite(a) & np.isfinite(b)
+        size = max(float(np.sqrt(np.mean(np.square(b[finite])))) if finite.any() else 0.0, 1e-30)
+        difference = np.where(finite, np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)), 0)
+        differs = float((difference.min(axis=0) if difference.ndim else difference).max(initial=0)) / size
+        if differs > bound:
+            raise ConversionError(
+                f"The layer {operation.name!r} ({type(operation).__name__}) computes something else when it is frozen: "
+                f"its outputs differ by {differs:.1e} of their size in all of {_SAMPLES} random samples, and rounding "
+                f"explains {bound:.1e}. {_REMEDY}"
+            )
+
+
+_REMEDY = (
+    "A layer that draws random numbers or counts its calls can't be compared: freeze(model, check=False) leaves it to "
+    "verify. Otherwise what its call does isn't what freezing sees."
+)

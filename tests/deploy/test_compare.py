@@ -1,0 +1,57 @@
+"""freeze compares its result with the model, and names the layer that differs."""
+
+import keras
+import pytest
+from deploy_checks import assert_same, functional, images, pyramid
+from keras import layers
+
+import keras_binaryvit as kb
+from keras_binaryvit.deploy import lower
+
+
+class Noisy(layers.Layer):
+    """Gives something else each time."""
+
+    def call(self, inputs):
+        return inputs + keras.random.normal((1, inputs.shape[-1]))
+
+
+def test_a_layer_that_draws_random_numbers():
+    model = functional((8,), lambda x: layers.Dense(3)(Noisy(name="noisy")(x)))
+    with pytest.raises(kb.deploy.ConversionError, match="'noisy'.*check=False"):
+        kb.deploy.freeze(model)
+    kb.deploy.freeze(model, check=False)
+
+
+@pytest.mark.parametrize("ops", ["lce", "fused"])
+@pytest.mark.parametrize("relative", [1e-2, 1e-3])
+def test_a_wrong_rule(relative, ops, monkeypatch):
+    """A shift of one channel of one layer, by little."""
+    right = lower.norm_affine
+
+    def wrong(layer):
+        scale, shift = right(layer)
+        if layer.path.endswith("block_1/attention/query/norm"):
+            shift[0] += relative * 100  # a sum of 16 signs is what it is added to
+        return scale, shift
+
+    monkeypatch.setattr(lower, "norm_affine", wrong)
+    monkeypatch.setattr("keras_binaryvit.deploy.lower_runtime.norm_affine", wrong)
+    with pytest.raises(kb.deploy.ConversionError, match="'block_1'.*computes something else"):
+        kb.deploy.freeze(pyramid(), ops)
+
+
+def patched(function):
+    model = functional((8,), lambda x: layers.Dense(3, name="head")(layers.Dense(4, name="patched")(x)))
+    layer = model.get_layer("patched")
+    original = layer.call
+    layer.call = lambda inputs, **kwargs: function(original(inputs))
+    return model
+
+
+def test_a_call_of_an_object():
+    """What stands in no class is seen too: it is opened, or else the difference is found."""
+    model = patched(keras.ops.round)
+    assert_same(kb.deploy.freeze(model), model, images(model))
+    with pytest.raises(kb.deploy.ConversionError, match="'patched'.*computes something else"):
+        kb.deploy.freeze(patched(lambda x: 1.001 * x if isinstance(x, keras.KerasTensor) else 1.01 * x))
