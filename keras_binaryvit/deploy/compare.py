@@ -6,7 +6,7 @@ differences in a few random samples. Bits flip in proportion to the rounding, an
 their number: the bound is in proportion to the root of the precision that the layer computes with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ _SIDE = 32  # where the model leaves it open
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-def check_frozen(model: keras.Model, frozen: keras.Model, rules: dict[type, Callable]) -> None:
+def check_frozen(model: keras.Model, frozen: keras.Model, rules: Mapping[type, Callable]) -> None:
     """Compares a model with its frozen layers, layer by layer, on random inputs.
 
     Args:

@@ -34,6 +34,15 @@ def _polynomial(coefficients, x):
     return value
 
 
+def gelu(x: Tensor) -> Tensor:
+    """The exact GELU, in the form of which the converters make one operator.
+
+    That is 0 below -5.5 or so, where Keras' own is less, down to -13: what is added is nothing but its sign.
+    """
+    tail = ops.relu(x + 13.0) * ops.minimum(x, 0.0) * 1e-30
+    return keras.layers.Activation(exact_gelu)(x) + tail
+
+
 def _cosine(sine):
     return ops.sqrt((1.0 - sine) * (1.0 + sine))
 
@@ -59,7 +68,7 @@ def rewritten(operation: keras.Operation) -> Callable[[Any], Any] | None:
     if isinstance(operation, keras.Layer) or not type(operation).__module__.startswith("keras.src.ops"):
         return None
     if name == "Gelu":
-        return None if operation.approximate else exact_gelu
+        return None if operation.approximate else gelu
     if name == "Argmax":  # Keras' own looks at the bits of its input, for numbers that are almost 0
         last = operation.axis == -1 and not operation.keepdims
         return (lambda x: ops.squeeze(ops.top_k(x, 1)[1], -1)) if last else None

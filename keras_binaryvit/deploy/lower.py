@@ -46,7 +46,7 @@ _IDENTITIES = (
 )
 
 
-def lower(model: keras.Model, rules: dict[type, Callable]) -> Graph:
+def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
     """Returns the graph of `model`.
 
     Our layers and the ordinary ones that affines fold into become inference operations. Layers of the user's own are
@@ -78,7 +78,7 @@ def graph_of(model: keras.Model) -> keras.Model:
 class Lowering:
     """The nodes so far, the rules, and the path of the layer that is being lowered."""
 
-    def __init__(self, rules: dict[type, Callable]):
+    def __init__(self, rules: Mapping[type, Callable]):
         self.nodes: list[Node] = []
         self.rules = rules
         self._path: list[str] = []
@@ -563,11 +563,6 @@ def _quotient_operation(lowering, operation, x, y):
     return None if divisor is None or np.any(divisor == 0) else x.affine(1 / divisor)
 
 
-def _gelu_operation(lowering, operation, x):
-    # In the form of which the converters make one operator.
-    return None if operation.approximate else lowering.operation(keras.layers.Activation(exact_gelu), x)
-
-
 def _reshape_operation(lowering, operation, x):
     batch, *shape = operation.newshape if isinstance(operation.newshape, tuple | list) else (operation.newshape,)
     if batch is None or (batch == -1 and shape and math.prod(shape) == math.prod(x.shape)):
@@ -587,7 +582,6 @@ _OPERATIONS: dict[str, Callable] = {
     "Add": _sum_operation,
     "Cast": _cast_operation,
     "Divide": _quotient_operation,
-    "Gelu": _gelu_operation,
     "Multiply": _product_operation,
     "Reshape": _reshape_operation,
     "Subtract": _difference_operation,

@@ -2,6 +2,7 @@
 operator each. A layer for which there is none, for its quantisers or its shape, is lowered by the ordinary rules.
 """
 
+import collections
 from collections.abc import Callable
 
 import numpy as np
@@ -199,11 +200,13 @@ def _branches_node(lowering, layer, x, constants, residual):
     return lowering.node(runtime_layers.PoolingBranches, [x], x.shape, constants, **options)
 
 
-RULES: dict[type, Callable] = {
-    **lower.RULES,
+_OPERATORS: dict[type, Callable] = {
     layers.BinaryFeedForward: _feed_forward,
     layers.BinarySelfAttention: _attention,
     layers.BinaryTransformerBlock: _block,
     layers.MultiBranchAveragePooling: _branches,
     layers.PatchMerging: _patch_merging,
 }
+
+# The ordinary rules behind them, with what is added to those.
+RULES = collections.ChainMap(_OPERATORS, lower.RULES)

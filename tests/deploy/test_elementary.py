@@ -66,6 +66,15 @@ def test_gelu_wherever_it_stands(layer):
     assert activations <= {exact_gelu, keras.activations.linear}  # of which the converters make one operator
 
 
+def test_gelu_has_the_sign_of_keras_own():
+    """A binary layer may read it: 0 is 1 there, and the least number below it -1."""
+    x = np.linspace(-12.9, 3, 4000, dtype="float32").reshape(1, -1)
+    model = keras.Sequential([keras.Input((4000,)), layers.Activation("gelu")])
+    frozen = kb.deploy.freeze(model)
+    np.testing.assert_array_equal(numpy(frozen(x)) < 0, x < 0)
+    np.testing.assert_allclose(numpy(frozen(x)), numpy(model(x)), atol=1e-6)
+
+
 def test_approximate_gelu_stays():
     frozen = kb.deploy.freeze(functional((8,), lambda x: keras.activations.gelu(x, approximate=True)))
     assert "Gelu" in {type(operation).__name__ for operation in frozen.operations}
