@@ -18,5 +18,5 @@ def test_examples(page, layers, capsys):
     for names in layers:
         assert all(f"'{name}'" in printed for name in names)
     assert (
-        "dense: binary" in printed and "Gated" not in printed and "Einsum" not in printed and "Weighted" not in printed
+        ": binary" in printed and "Gated" not in printed and "Einsum" not in printed and "Weighted" not in printed
     )
