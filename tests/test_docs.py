@@ -17,6 +17,4 @@ def test_examples(page, layers, capsys):
     printed = capsys.readouterr().out
     for names in layers:
         assert all(f"'{name}'" in printed for name in names)
-    assert (
-        ": binary" in printed and "Gated" not in printed and "Einsum" not in printed and "Weighted" not in printed
-    )
+    assert ": binary" in printed and "Gated" not in printed and "Einsum" not in printed and "Weighted" not in printed
