@@ -59,8 +59,12 @@ def check_frozen(model: keras.Model, frozen: keras.Model, rules: Mapping[type, C
 
 
 def _called(operation, *args, **kwargs):
-    """Returns `operation(*args, **kwargs)`, and leaves its variables as they are."""
+    """Returns `operation(*args, **kwargs)`, and leaves its variables as they are.
+
+    Only the states of random numbers go on, so that a layer which draws some differs from what it drew when frozen.
+    """
     variables = operation.non_trainable_variables if isinstance(operation, keras.Layer) else []
+    variables = [variable for variable in variables if "seed_generator" not in variable.path]
     values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
     outputs = operation(*args, **kwargs)
     for variable, value in zip(variables, values, strict=True):

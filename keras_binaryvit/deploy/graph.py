@@ -166,7 +166,7 @@ def opened(layer: keras.Operation, call: Callable[[], Any], inputs: Any) -> kera
         with keras.StatelessScope(), _symbolic():  # a call may count its calls
             outputs = call()
         if inner and len(layer.variables) > weights:
-            raise ValueError("Layers inside it have never been built: build them in build().")
+            raise ValueError("Layers inside it have never been built: build them in build(), or call it on a batch.")
         return keras.Model(inputs, outputs, name=layer.name)
     except Exception as error:  # whatever the user's code raises
         raise ConversionError(

