@@ -46,7 +46,7 @@ def convert(package, preset, output, untrained):
 
 def latencies(flatbuffers, rounds):
     """Returns the median milliseconds of each flatbuffer, run by turns: CPU time, whatever else runs."""
-    from keras_binaryvit.deploy.lce import interpreter_of
+    from keras_binaryvit.deploy.interpreters import interpreter_of
 
     interpreters = [interpreter_of(flatbuffer) for flatbuffer in flatbuffers]
     image = np.random.default_rng(0).normal(size=interpreters[0].input_shapes[0]).astype("float32")

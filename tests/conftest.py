@@ -1,5 +1,6 @@
 """What all tests share: how they compile, how they run scripts, and the option `--perturb`."""
 
+import importlib
 import os
 import runpy
 import sys
@@ -25,9 +26,8 @@ def pytest_configure(config):
     distributes = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")  # runs no tests itself
     if config.getoption("perturb") and not distributes:
         perturbation.install()
-        from keras_binaryvit.deploy import lce
-
-        lce.convert_frozen = perturbation.unperturbed(lce.convert_frozen)
+        converting = importlib.import_module("keras_binaryvit.deploy.convert")
+        converting.convert_frozen = perturbation.unperturbed(converting.convert_frozen)
 
 
 @pytest.fixture

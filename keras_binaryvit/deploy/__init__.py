@@ -1,10 +1,11 @@
 """From a trained model to a `.tflite` file, and the proof that it computes the same."""
 
 from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
+from keras_binaryvit.deploy.convert import convert, count_ops
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import Inspection, inspect
-from keras_binaryvit.deploy.lce import convert, count_ops, predict
+from keras_binaryvit.deploy.interpreters import predict
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.report import report
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify

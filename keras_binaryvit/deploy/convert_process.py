@@ -1,21 +1,26 @@
-"""`python -m keras_binaryvit.deploy.convert_process FROZEN.keras MODEL.tflite [MODULE ...]`: the TensorFlow part of
-`convert`, where training runs on another backend. The modules hold layers that the model needs.
+"""`python -m keras_binaryvit.deploy.convert_process FROZEN.keras MODEL.tflite ARGUMENTS`: the TensorFlow part of
+`convert`, where training runs on another backend.
+
+ARGUMENTS is JSON: the shapes of the inputs, the converter, and the modules that hold layers of the model.
 """
 
 import importlib
+import json
 import sys
 
 import keras
 
-from keras_binaryvit.deploy.lce import convert_frozen
+from keras_binaryvit.deploy.convert import convert_frozen
 from keras_binaryvit.files import write_file
 
 
-def main(source: str, target: str, *modules: str) -> None:
+def main(source: str, target: str, arguments: str) -> None:
     """Converts the frozen model in the file `source` to the flatbuffer `target`."""
-    for module in modules:
+    options = json.loads(arguments)
+    for module in options["modules"]:
         importlib.import_module(module)
-    write_file(target, convert_frozen(keras.saving.load_model(source, compile=False)))
+    frozen = keras.saving.load_model(source, compile=False)
+    write_file(target, convert_frozen(frozen, options["shapes"], options["converter"]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from keras_binaryvit.deploy import tflite
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy.graph import SEPARATOR
 
 
@@ -129,7 +129,7 @@ def inspect(flatbuffer: bytes) -> Inspection:
         ValueError: These bytes are no TFLite flatbuffer, or it is damaged; the message says where.
         ImportError: It has binary products, and the package `flatbuffers`, a part of TensorFlow, isn't installed.
     """
-    model = tflite.read(flatbuffer)
+    model = flatbuffers.read(flatbuffer)
     origins = _origins(model.operators)
     plus_ones = functools.cache(_plus_ones)
     operators = tuple(
@@ -154,7 +154,7 @@ def inspect(flatbuffer: bytes) -> Inspection:
 # ---- costs
 
 
-def _cost(operator: tflite.Operator, plus_ones: Callable) -> Cost:
+def _cost(operator: flatbuffers.Operator, plus_ones: Callable) -> Cost:
     inputs = [tensor for tensor in operator.inputs if tensor]
     cost = Cost(
         operators=1,
@@ -176,9 +176,9 @@ def _cost(operator: tflite.Operator, plus_ones: Callable) -> Cost:
     return cost
 
 
-def _shape(operator: tflite.Operator, index: int | None, rank: int) -> tuple[int, ...]:
+def _shape(operator: flatbuffers.Operator, index: int | None, rank: int) -> tuple[int, ...]:
     """Returns the shape of an input, or of the output for `None`, after a check that it has at least `rank` sides."""
-    tensors: Sequence[tflite.Tensor | None] = operator.outputs if index is None else operator.inputs
+    tensors: Sequence[flatbuffers.Tensor | None] = operator.outputs if index is None else operator.inputs
     index = index or 0
     tensor = tensors[index] if index < len(tensors) else None
     if tensor is None or len(tensor.shape) < rank:
@@ -187,23 +187,23 @@ def _shape(operator: tflite.Operator, index: int | None, rank: int) -> tuple[int
     return tensor.shape
 
 
-def _convolution(operator: tflite.Operator) -> int:
+def _convolution(operator: flatbuffers.Operator) -> int:
     return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:])
 
 
-def _depthwise_convolution(operator: tflite.Operator) -> int:
+def _depthwise_convolution(operator: flatbuffers.Operator) -> int:
     return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:3])
 
 
-def _transposed_convolution(operator: tflite.Operator) -> int:
+def _transposed_convolution(operator: flatbuffers.Operator) -> int:
     return math.prod(_shape(operator, 2, 4)) * math.prod(_shape(operator, 1, 4)[:3])
 
 
-def _dense(operator: tflite.Operator) -> int:
+def _dense(operator: flatbuffers.Operator) -> int:
     return math.prod(_shape(operator, None, 1)) * _shape(operator, 1, 2)[-1]
 
 
-def _matrix_product(operator: tflite.Operator) -> int:
+def _matrix_product(operator: flatbuffers.Operator) -> int:
     output, left = _shape(operator, None, 2), _shape(operator, 0, 2)
     # The left matrix may be given transposed; either way its other side than the output's rows is what is summed over.
     return math.prod(output) * (left[-1] * left[-2] // max(output[-2], 1))
@@ -218,7 +218,7 @@ _FLOAT_PRODUCTS = {
 }
 
 
-def _feed_forward(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _feed_forward(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
     *positions, channels = _shape(operator, 0, 1)
     hidden = _shape(operator, 1, 2)[0]
     cost = dataclasses.replace(cost, binary_multiply_adds=2 * math.prod(positions) * channels * hidden)
@@ -226,7 +226,7 @@ def _feed_forward(operator: tflite.Operator, cost: Cost, plus_ones: Callable) ->
     return _with_kernel(cost, operator, 3, 1, hidden, plus_ones)
 
 
-def _attention(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _attention(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
     batch, height, width, channels = _shape(operator, 0, 4)[:4]
     kernels, reduction = _shape(operator, 1, 3)[0], _option(operator, "reduction")
     if reduction < 1:
@@ -239,13 +239,13 @@ def _attention(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Co
     return _with_kernel(cost, operator, 1, 1, channels, plus_ones)
 
 
-def _pooling(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _pooling(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
     # After scale, shift and bias each row of the table is a weight, of the centre or of two positions added up.
     weights = _shape(operator, 1, 2)[0] - 3
     return dataclasses.replace(cost, float_multiply_adds=math.prod(_shape(operator, None, 4)) * weights)
 
 
-def _patch_merging(operator: tflite.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _patch_merging(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
     channels = _shape(operator, 0, 4)[3]
     cost = dataclasses.replace(cost, binary_multiply_adds=math.prod(_shape(operator, None, 4)) * 4 * channels)
     return _with_kernel(cost, operator, 1, 4, channels, plus_ones)
@@ -260,7 +260,7 @@ _FUSED = {
 
 
 def _with_kernel(
-    cost: Cost, operator: tflite.Operator, index: int, taps: int, channels: int, plus_ones: Callable
+    cost: Cost, operator: flatbuffers.Operator, index: int, taps: int, channels: int, plus_ones: Callable
 ) -> Cost:
     """Returns the cost with the values of a kernel of `(..., units, taps * words)`."""
     *units, words = _shape(operator, index, 2)
@@ -278,7 +278,7 @@ def _with_kernel(
     )
 
 
-def _channels_a_group(operator: tflite.Operator, words: int) -> int:
+def _channels_a_group(operator: flatbuffers.Operator, words: int) -> int:
     """Returns the input channels that one output of an LceBconv2d sums; `words` of 32 bits hold those of a group."""
     channels = _option(operator, "channels_in")
     all_words = -(-channels // 32)
@@ -289,7 +289,7 @@ def _channels_a_group(operator: tflite.Operator, words: int) -> int:
     return channels // (all_words // words)
 
 
-def _option(operator: tflite.Operator, name: str) -> int:
+def _option(operator: flatbuffers.Operator, name: str) -> int:
     try:
         flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
     except ImportError as error:
@@ -303,7 +303,7 @@ def _option(operator: tflite.Operator, name: str) -> int:
         raise ValueError(f"The flatbuffer is damaged: the options of {operator.name} can't be read.") from error
 
 
-def _plus_ones(kernel: tflite.Tensor, words: int, channels: int) -> int:
+def _plus_ones(kernel: flatbuffers.Tensor, words: int, channels: int) -> int:
     if len(kernel.data) != 4 * kernel.size:
         raise ValueError(f"The flatbuffer is damaged: the kernel {kernel.name!r} has {len(kernel.data)} bytes.")
     bits = np.unpackbits(np.frombuffer(kernel.data, np.uint8), bitorder="little")
@@ -311,7 +311,7 @@ def _plus_ones(kernel: tflite.Tensor, words: int, channels: int) -> int:
     return int(np.sum(bits.reshape(-1, 32 * words)[:, :channels] == 0))
 
 
-def _constants(operators: Iterable[tflite.Operator]) -> dict[str, int]:
+def _constants(operators: Iterable[flatbuffers.Operator]) -> dict[str, int]:
     constants: dict[int, tuple[str, int]] = {}
     for operator in operators:
         for index, tensor in enumerate(operator.inputs):
@@ -328,7 +328,7 @@ def _constants(operators: Iterable[tflite.Operator]) -> dict[str, int]:
 # ---- origins
 
 
-def _origins(operators: Sequence[tflite.Operator]) -> list[str]:
+def _origins(operators: Sequence[flatbuffers.Operator]) -> list[str]:
     scopes = _scopes(operators)
     root, suffix = _root(scopes)
     return [
@@ -337,7 +337,7 @@ def _origins(operators: Sequence[tflite.Operator]) -> list[str]:
     ]
 
 
-def _scopes(operators: Sequence[tflite.Operator]) -> list[list[str]]:
+def _scopes(operators: Sequence[flatbuffers.Operator]) -> list[list[str]]:
     """Returns for each operator the scope of its output, or else of its constants, or else of what reads the output."""
     scopes = []
     readers: dict[int, list[str]] = {}
@@ -390,7 +390,7 @@ def _layer_path(scope: list[str], root: str, suffix: str) -> str:
     return "/".join(scope).replace(SEPARATOR, "/").strip("/")
 
 
-def _own_name(operator: tflite.Operator) -> str:
+def _own_name(operator: flatbuffers.Operator) -> str:
     name = operator.outputs[0].name if operator.outputs else ""
     return "" if _is_generated(name) else name
 

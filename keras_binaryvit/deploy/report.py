@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
-from keras_binaryvit.deploy.lce import lce_interpreter, runtime_interpreter
+from keras_binaryvit.deploy.interpreters import lce_interpreter, runtime_interpreter
 from keras_binaryvit.deploy.verify import Verification
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 

@@ -5,11 +5,12 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy import lce_layers, rewrite
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
+from keras_binaryvit.deploy import lce_layers
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
-from keras_binaryvit.deploy.lce import interpreter_of, is_fused, predict
+from keras_binaryvit.deploy.interpreters import Inputs, interpreter_of, is_fused, outputs_of, predict, prepared
 
 
 class VerificationError(RuntimeError):
@@ -22,14 +23,14 @@ class Verification:
 
     Attributes:
         num_images: How many.
-        agreement: Share with the same top-1 class.
-        largest_difference: Of any logit, relative to the largest logit's magnitude.
-        mean_difference: Of all logits, relative to the same.
-        model_accuracy: Top-1 of the Keras model, `None` without labels.
-        flatbuffer_accuracy: Top-1 of the flatbuffer, `None` without labels.
+        agreement: Share with the same top-1 class; of several outputs the smallest.
+        largest_difference: Of any logit, relative to the largest logit's magnitude; of several outputs the largest.
+        mean_difference: Of all logits, relative to the same, likewise.
+        model_accuracy: Top-1 of the Keras model's first output, `None` without labels.
+        flatbuffer_accuracy: Top-1 of the flatbuffer's first output, `None` without labels.
         first_difference: Where images got different classes, the first layer whose outputs differ, and by how much.
-        model_logits: `(num_images, num_classes)`.
-        flatbuffer_logits: `(num_images, num_classes)`.
+        model_logits: `(num_images, num_classes)`; of several outputs the first.
+        flatbuffer_logits: The same of the flatbuffer.
     """
 
     num_images: int
@@ -46,7 +47,7 @@ class Verification:
 def verify(
     model: keras.Model,
     flatbuffer: bytes,
-    images: np.ndarray,
+    images: Inputs,
     labels: np.ndarray | None = None,
     min_agreement: float = 0.995,
     max_mean_difference: float = 0.01,
@@ -63,7 +64,8 @@ def verify(
     Args:
         model: The Keras model, trained or frozen.
         flatbuffer: What `convert` made of it.
-        images: `(batch, height, width, channels)`, normalised as in training.
+        images: `(batch, height, width, channels)`, prepared as in training and of the file's type; for several inputs
+            as in `predict`.
         labels: `(batch,)` class indices, for the accuracies.
         min_agreement: The smallest share of images with the same top-1 class.
         max_mean_difference: The largest mean difference of logits, relative to the largest logit.
@@ -71,73 +73,103 @@ def verify(
 
     Raises:
         VerificationError: They agree less than that, or logits aren't finite.
+        TypeError: The images are integers and the model takes floats, or the other way round.
         ValueError: There are no images, or they don't fit the model.
         ImportError: The Larq Compute Engine or binaryvit-runtime isn't installed.
     """
-    images = np.asarray(images, np.float32)
-    if not len(images):
-        raise ValueError("There are no images to verify with.")
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"Each image needs a label. Received: {len(images)} images, {len(labels)} labels")
-    actual = predict(flatbuffer, images, progress=progress)
-    expected = _logits(model, images)
-    if expected.shape != actual.shape:
-        raise ValueError(f"The model gives logits of shape {expected.shape}, the flatbuffer {actual.shape}.")
-    if not np.isfinite(actual).all() or not np.isfinite(expected).all():
+    inputs = prepared(flatbuffers.read(flatbuffer), images)
+    count = len(inputs[0])
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"Each image needs a label. Received: {count} images, {len(labels)} labels")
+    actual = _as_list(predict(flatbuffer, inputs, progress=progress))
+    expected = _outputs(model, inputs)
+    shapes = [array.shape for array in expected], [array.shape for array in actual]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"The model gives outputs of shape {shapes[0]}, the flatbuffer {shapes[1]}.")
+    if not all(np.isfinite(array).all() for array in (*actual, *expected)):
         raise VerificationError("Logits are not finite; the model diverged in training, or its weights are damaged.")
-    difference = np.abs(actual - expected) / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    classes, expected_classes = actual.argmax(-1), expected.argmax(-1)
-    differing = np.flatnonzero(classes != expected_classes)
+    compared = [_compare(a, b) for a, b in zip(actual, expected, strict=True)]
+    differing = np.flatnonzero(np.any([disagrees for disagrees, _ in compared], axis=0))
+    classes, expected_classes = actual[0].argmax(-1), expected[0].argmax(-1)
     result = Verification(
-        num_images=len(images),
-        agreement=float(np.mean(classes == expected_classes)),
-        largest_difference=float(difference.max()),
-        mean_difference=float(difference.mean()),
+        num_images=count,
+        agreement=min(float(1 - np.mean(disagrees)) for disagrees, _ in compared),
+        largest_difference=max(float(difference.max()) for _, difference in compared),
+        mean_difference=max(float(difference.mean()) for _, difference in compared),
         model_accuracy=None if labels is None else float(np.mean(expected_classes == labels)),
         flatbuffer_accuracy=None if labels is None else float(np.mean(classes == labels)),
-        first_difference=first_difference(model, flatbuffer, images[differing[0]]) if len(differing) else None,
-        model_logits=expected,
-        flatbuffer_logits=actual,
+        first_difference=first_difference(model, flatbuffer, [array[differing[0]] for array in inputs])
+        if len(differing)
+        else None,
+        model_logits=expected[0],
+        flatbuffer_logits=actual[0],
     )
     if result.agreement < min_agreement or result.mean_difference > max_mean_difference:
         raise VerificationError(
-            f"The flatbuffer and the model agree on {result.agreement:.2%} of {len(images)} images; "
+            f"The flatbuffer and the model agree on {result.agreement:.2%} of {count} images; "
             f"{min_agreement:.2%} are asked for. Their logits differ by {result.mean_difference:.1e} of the largest in "
             f"the mean; {max_mean_difference:.1e} are allowed. {result}"
         )
     return result
 
 
-def _logits(model, images):
-    if len(images) <= 64:  # a few images are through before predict has traced a large model
-        batches = [model(batch, training=False) for batch in np.array_split(images, -(-len(images) // 8))]
-        return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches])
-    return model.predict(images, batch_size=64, verbose=0)
+def _as_list(outputs):
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
-def first_difference(model: keras.Model, flatbuffer: bytes, image: np.ndarray, tolerance: float = 1e-4) -> str | None:
+def _compare(actual, expected):
+    """Returns for each image whether its classes differ, and all differences relative to the largest value."""
+    actual, expected = (
+        array.astype(np.float32).reshape(len(array), -1, array.shape[-1]) for array in (actual, expected)
+    )
+    difference = np.abs(actual - expected) / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+    return np.any(actual.argmax(-1) != expected.argmax(-1), axis=1), difference
+
+
+def _outputs(model, inputs):
+    """Returns all outputs of a Keras model for an array for each of its inputs."""
+    size = 8 if len(inputs[0]) <= 64 else 64  # a few images are through before predict has traced a large model
+    fixed = model.inputs[0].shape[0] if hasattr(model, "inputs") else None
+    starts = range(0, len(inputs[0]), fixed or size)
+    batches = [[array[start : start + (fixed or size)] for array in inputs] for start in starts]
+    compute = model.predict_on_batch if size > 8 else lambda batch: model(batch, training=False)
+    outputs = [keras.tree.flatten(compute(_structured(model, batch))) for batch in batches]
+    return [np.concatenate([keras.ops.convert_to_numpy(x) for x in parts]) for parts in zip(*outputs, strict=True)]
+
+
+def _structured(model, inputs):
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is not None:
+        return keras.tree.pack_sequence_as(structure, inputs)
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
+def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tolerance: float = 1e-4) -> str | None:
     """Returns the first layer of the frozen model whose outputs in `flatbuffer` differ, and by how much.
 
     Args:
         model: The Keras model, trained or frozen.
         flatbuffer: What `convert` made of it.
-        image: `(height, width, channels)`.
+        inputs: One image, `(height, width, channels)`; for several inputs as in `predict`.
         tolerance: The largest difference relative to the layer's largest output that counts as equal.
 
     Returns:
         Such as `"block_3-attention-add: 12 of 50176 values, by up to 0.031 of the largest"`, or `None`.
     """
+    content = flatbuffers.read(flatbuffer)
+    size = content.inputs[0].shape[0]
+    batch = [np.repeat(np.asarray(array)[None], size, axis=0) for array in keras.tree.flatten(inputs)]
+    arrays = prepared(content, batch)
     fused = is_fused(flatbuffer)
-    frozen = freeze(model, "fused" if fused else "lce")
+    frozen = freeze(model, "fused" if fused else "lce", check=False)
     watched = _outputs_by_layer(flatbuffer)
     named = {(layer.name, tuple(layer.output.shape[1:])): layer for layer in frozen.layers if not _is_packed(layer)}
     layers = [layer for key, layer in named.items() if key in watched]
     indices = [watched[key] for key in named if key in watched]
-    expected = keras.Model(frozen.inputs, [layer.output for layer in layers])([image[None]], training=False)
-    if fused:  # the runtime's interpreter predicts one output; it is made for each layer, up to the first that differs
-        actual = (interpreter_of(_with_outputs(flatbuffer, [index])).predict(image[None]) for index in indices)
-    else:
-        actual = interpreter_of(_with_outputs(flatbuffer, indices)).predict(image[None])
+    expected = keras.Model(frozen.input, [layer.output for layer in layers])(
+        _structured(frozen, arrays), training=False
+    )
+    actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, indices)), arrays)
     for layer, a, b in zip(layers, keras.tree.flatten(expected), actual, strict=True):
         a = keras.ops.convert_to_numpy(a).reshape(-1)
         difference = np.abs(a - b.reshape(-1)) / max(np.abs(a).max(), np.finfo(np.float32).tiny)
@@ -163,7 +195,7 @@ def _outputs_by_layer(flatbuffer):
 
 def _with_outputs(flatbuffer, operators):
     """Returns `flatbuffer` with the outputs of these operators as its outputs."""
-    model = rewrite.unpack(flatbuffer)
+    model = flatbuffers.unpack(flatbuffer)
     graph = model.subgraphs[0]
     graph.outputs = [graph.operators[index].outputs[0] for index in operators]
     # XNNPACK aborts where it is left with operators whose outputs nobody reads.
@@ -174,4 +206,4 @@ def _with_outputs(flatbuffer, operators):
             kept.append(operator)
     graph.operators = kept[::-1]
     model.signatureDefs = []
-    return rewrite.pack(model)
+    return flatbuffers.pack(model)

@@ -1,5 +1,6 @@
 """convert(ops="fused"): what the file holds, and what binaryvit-runtime computes of it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from layer_checks import float64, numpy
 from requirements import needs_lce
 
 import keras_binaryvit as kb
-from keras_binaryvit.deploy import lce, rewrite, runtime_layers, tflite
-from keras_binaryvit.deploy.half import with_float16_tables
+from keras_binaryvit.deploy import flatbuffer as tflite
+from keras_binaryvit.deploy import interpreters, runtime_layers
+from keras_binaryvit.deploy.float16 import with_float16_tables
 from keras_binaryvit.deploy.verify import first_difference
 
 flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
@@ -91,7 +93,7 @@ def test_feed_forward():
     flatbuffer = kb.deploy.convert(functional((4, 5, 40), lambda x: affine(layer(norm(x)))), "fused")
     assert kb.deploy.count_ops(flatbuffer) == {"BinaryVitFeedForward": 1}
     operator = operators(flatbuffer)["BinaryVitFeedForward"]
-    assert options(operator) == {"residual": 0, "layer": 0}
+    assert options(operator) == {"residual": 0}
     assert [(tensor.shape, tensor.dtype) for tensor in (*operator.inputs, *operator.outputs)] == [
         ((1, 4, 5, 40), "float32"),
         ((120, 2), "int32"),
@@ -138,7 +140,7 @@ def test_attention():
     layer = kb.layers.BinarySelfAttention(2, 2)
     flatbuffer = kb.deploy.convert(functional((4, 6, 40), layer), "fused")
     operator = operators(flatbuffer)["BinaryVitAttention"]
-    assert options(operator) == {"heads": 2, "reduction": 2, "residual": 0, "layer": 0}
+    assert options(operator) == {"heads": 2, "reduction": 2, "residual": 0}
     _, kernels, parameters, threshold = operator.inputs
     assert kernels.shape == (5, 40, 2) and parameters.shape == (29, 40) and threshold.shape == (1,)
     projections = [layer.query, layer.key, layer.value, layer.output_projection, layer.reduced]
@@ -241,11 +243,11 @@ def test_costs(model, flatbuffer):
 
 def damaged(flatbuffer, name, change):
     """Returns the flatbuffer after `change(operator, tensor)`, of the first operator `name` and its first constant."""
-    model = rewrite.unpack(flatbuffer)
+    model = tflite.unpack(flatbuffer)
     code = [code.customCode for code in model.operatorCodes].index(name.encode())
     operator = next(operator for operator in model.subgraphs[0].operators if operator.opcodeIndex == code)
     change(operator, model.subgraphs[0].tensors[operator.inputs[1]])
-    return rewrite.pack(model)
+    return tflite.pack(model)
 
 
 def without_constants(operator, tensor):
@@ -284,14 +286,16 @@ def test_damaged_operators(flatbuffer, name, change):
 
 def test_a_lost_layer_is_an_error(model, monkeypatch):
     block = kb.deploy.convert(functional((4, 4, 32), kb.layers.BinaryTransformerBlock(2, 2, 2)), "fused")
-    monkeypatch.setattr(lce, "convert_frozen", lambda frozen: block)
-    with pytest.raises(kb.deploy.ConversionError, match="2 layers that are BinaryVitAttention, but the file 1"):
+    converting = importlib.import_module("keras_binaryvit.deploy.convert")
+    monkeypatch.setattr(converting, "convert_frozen", lambda *arguments: block)
+    monkeypatch.setattr(converting, "_renamed", lambda content, *arguments: content)
+    with pytest.raises(kb.deploy.ConversionError, match="2 different layers that are BinaryVitAttention, .* has 1"):
         kb.deploy.convert(model, "fused")
 
 
 def test_what_has_no_operator_is_converted_for_lce():
     flatbuffer = kb.deploy.convert(kb.DeiT((8, 8, 3), 5, 4, 16, 1, 2, 2), "fused")
-    assert not lce.is_fused(flatbuffer)
+    assert not interpreters.is_fused(flatbuffer)
     layer = kb.layers.QuantConv2D(32, 3, input_quantizer="ste_sign", kernel_quantizer="ste_sign")
     flatbuffer = kb.deploy.convert(functional((5, 5, 32), lambda x: kb.layers.BinaryFeedForward(2)(layer(x))), "fused")
     ops = kb.deploy.count_ops(flatbuffer)
@@ -428,7 +432,7 @@ def test_single_layers(shape, layer):
 def test_equals_the_authors_recordings(name):
     recording = parity.Recording(name)
     flatbuffer = kb.deploy.convert(recording.model(), "fused")
-    assert lce.is_fused(flatbuffer)
+    assert interpreters.is_fused(flatbuffer)
     actual = kb.deploy.predict(flatbuffer, recording.images)
     assert parity.relative_error(actual, recording.arrays["eval/logits"]) < 1e-5
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 from requirements import needs_lce
-from test_tflite import build
+from test_flatbuffer import build
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.inspect import Cost, inspect

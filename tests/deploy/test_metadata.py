@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from requirements import needs_lce
-from test_tflite import build
+from test_flatbuffer import build
 
 import keras_binaryvit as kb
 from keras_binaryvit.data import Preprocessing
-from keras_binaryvit.deploy import add_metadata, tflite
+from keras_binaryvit.deploy import add_metadata
+from keras_binaryvit.deploy import flatbuffer as tflite
 
 schema = pytest.importorskip("tensorflow.lite.python.schema_py_generated", reason="TensorFlow isn't installed")
 

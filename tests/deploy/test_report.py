@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 from requirements import needs_lce
+from test_flatbuffer import build
 from test_inspect import options
-from test_tflite import build
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.report import _bytes, _si, _ticks, input_shares, report
@@ -111,7 +111,7 @@ def interpreters(monkeypatch):
 
     lce = types.SimpleNamespace(testing=types.SimpleNamespace(Interpreter=interpreter("lce")))
     monkeypatch.setitem(sys.modules, "larq_compute_engine", lce)
-    monkeypatch.setattr("keras_binaryvit.deploy.lce._require_lces_interpreter", lambda: None)
+    monkeypatch.setattr("keras_binaryvit.deploy.interpreters.has_lce", lambda: True)
     monkeypatch.setitem(sys.modules, "binaryvit_runtime", types.SimpleNamespace(Interpreter=interpreter("runtime")))
     return calls
 

@@ -89,7 +89,7 @@ def test_logits_that_differ_are_an_error_though_the_classes_agree(model, flatbuf
 
 
 def test_another_number_of_classes(flatbuffer):
-    with pytest.raises(ValueError, match=r"logits of shape \(2, 7\), the flatbuffer \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"outputs of shape \[\(2, 7\)\], the flatbuffer \[\(2, 5\)\]"):
         kb.deploy.verify(kb.BinaryViT(**{**ARGUMENTS, "num_classes": 7}), flatbuffer, IMAGES[:2])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,35 +115,64 @@ class Interpreter:
         """
         return read_profile(self._delegate)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns the model's output for each image, one after the other.
+    @property
+    def input_names(self) -> list[str]:
+        """Name of each input."""
+        return [detail["name"] for detail in self._inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Name of each output."""
+        return [detail["name"] for detail in self._outputs]
+
+    def predict(self, inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]) -> Any:
+        """Returns the model's outputs, one batch of its size after the other.
 
         Args:
-            images: `(batch, height, width, channels)`, preprocessed as in training; the model has one input.
+            inputs: `(batch, ...)`, preprocessed as in training: one array; for several inputs a list in the model's
+                order, or a dict by their names.
 
         Returns:
-            `(batch, ...)`, of the model's output type.
+            `(batch, ...)` of the output's type; a list of these for several outputs.
 
         Raises:
-            ValueError: The model has several inputs or outputs, or the images another shape than it takes.
+            TypeError: An input is of integers where the model takes floats, or the other way round.
+            ValueError: There are other inputs than the model takes, or they have other shapes.
         """
-        if len(self._inputs) != 1 or len(self._outputs) != 1:
+        if isinstance(inputs, Mapping):
+            if set(inputs) != set(self.input_names):
+                raise ValueError(f"The model takes the inputs {self.input_names}. Received: {list(inputs)}")
+            inputs = [inputs[name] for name in self.input_names]
+        arrays = [inputs] if isinstance(inputs, np.ndarray) else inputs
+        if len(arrays) != len(self._inputs):
+            arrays = [np.asarray(inputs)] if len(self._inputs) == 1 else arrays
+        if len(arrays) != len(self._inputs):
+            raise ValueError(f"The model takes {len(self._inputs)} inputs. Received: {len(arrays)}")
+        batches = [self._batches(detail, np.asarray(array)) for detail, array in zip(self._inputs, arrays)]
+        if len({len(batch) for batch in batches}) > 1:
+            raise ValueError(f"All inputs must be as long. Received: {[len(np.asarray(array)) for array in arrays]}")
+        results = [self._run(batch) for batch in zip(*batches)]
+        outputs = [np.concatenate(parts) for parts in zip(*results)]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _batches(self, detail, array):
+        """Returns an array for one input as `(batches, batch, ...)`."""
+        size, *expected = (int(side) for side in detail["shape"])
+        if array.ndim != len(expected) + 1 or list(array.shape[1:]) != expected:
             raise ValueError(
-                f"predict is for models with one input and one output; this one has {len(self._inputs)} and "
-                f"{len(self._outputs)}. Use load_delegate with an interpreter of LiteRT."
+                f"The input {detail['name']!r} takes arrays of shape {tuple(expected)}. Received: {array.shape[1:]}"
             )
-        detail = self._inputs[0]
-        images = np.asarray(images)
-        size = int(detail["shape"][0])
-        expected = self.input_shapes[0][1:]
-        if images.ndim != len(detail["shape"]) or images.shape[1:] != expected:
-            raise ValueError(f"The model takes images of shape {expected}. Received: {images.shape[1:]}")
-        if len(images) == 0 or len(images) % size:
-            raise ValueError(f"The model takes batches of {size}, 1 or more. Received: {len(images)} images")
-        batches = images.astype(detail["dtype"]).reshape(-1, *detail["shape"])
-        return np.concatenate([self._run(batch) for batch in batches])
+        if len(array) == 0 or len(array) % size:
+            raise ValueError(f"The model takes batches of {size}, 1 or more. Received: {len(array)}")
+        dtype = np.dtype(detail["dtype"])
+        if (array.dtype.kind == "f") != (dtype.kind == "f"):
+            raise TypeError(
+                f"The input {detail['name']!r} takes {dtype}. Received: {array.dtype}. Classifier prepares pixels."
+            )
+        return array.astype(dtype).reshape(-1, size, *expected)
 
     def _run(self, batch):
-        self._interpreter.set_tensor(self._inputs[0]["index"], batch)
+        for detail, array in zip(self._inputs, batch):
+            self._interpreter.set_tensor(detail["index"], array)
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._outputs[0]["index"])
+        return [self._interpreter.get_tensor(detail["index"]) for detail in self._outputs]

@@ -1,5 +1,6 @@
 """Conversion for the Larq Compute Engine: what its interpreter computes, and which operators it gets."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -10,15 +11,17 @@ import pytest
 from conftest import CONVERTERS
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
-from requirements import needs_lce
+from requirements import HAS_LCE, needs_interpreter
 
 import keras_binaryvit as kb
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy.freeze import binary_layers
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
-pytestmark = needs_lce
+pytestmark = needs_interpreter
 
+ROUTES = ["lce", "tensorflow"] if HAS_LCE else ["tensorflow"]
 BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
@@ -151,14 +154,151 @@ def test_large_kernels_are_bits():
 
 
 def test_a_layer_that_stays_float_is_an_error():
-    inputs = keras.Input((4, 4, 32))
-    for options in (
-        {"input_quantizer": "ste_heaviside", "kernel_quantizer": "ste_sign"},
-        {**BINARY, "padding": "same", "pad_values": 0.5},
+    inputs = keras.Input((8, 8, 64))
+    for options, message in (
+        ({"input_quantizer": "ste_heaviside"}, "here: float32, its input quantizer SteHeaviside.*use a sign"),
+        ({"padding": "same", "pad_values": 2.0}, "here: float32, LCE can't pad with pad_values=2.0; use pad_values=1"),
+        ({"groups": 4}, "here: float32, each of its 4 groups has 16 channels, .*groups=1"),
     ):
-        model = keras.Model(inputs, kb.layers.QuantConv2D(32, 3, name="here", **options)(inputs))
-        with pytest.raises(kb.deploy.ConversionError, match="here: float32, .*; use"):
+        model = randomize(keras.Model(inputs, kb.layers.QuantConv2D(32, 3, **(BINARY | options), name="here")(inputs)))
+        with pytest.raises(kb.deploy.ConversionError, match=f"(?s){message}.*strict=False"):
             kb.deploy.convert(model)
+        with pytest.warns(UserWarning, match=message):
+            flatbuffer = kb.deploy.convert(model, strict=False)
+        assert kb.deploy.count_ops(flatbuffer)["LceBconv2d"] == 0
+        kb.deploy.verify(model, flatbuffer, images(model))
+
+
+def test_a_kernel_quantizer_alone_is_a_warning():
+    model = functional((4, 4, 32), kb.layers.QuantConv2D(32, 3, kernel_quantizer="ste_sign", name="here"))
+    with pytest.warns(UserWarning, match="here: float32, its inputs aren't quantized; set input_quantizer"):
+        flatbuffer = kb.deploy.convert(model)
+    kb.deploy.verify(model, flatbuffer, images(model))
+
+
+def test_operators_that_no_interpreter_has_are_named():
+    model = functional((4, 4, 32), keras.ops.erfinv)
+    with pytest.raises(kb.deploy.ConversionError, match="Erfinv, in the layer 'erfinv"):
+        kb.deploy.convert(model)
+
+
+# --- Inputs and outputs ---
+
+
+def pair():
+    """Returns two inputs, in the opposite of their alphabetical order, and what both give."""
+    left, right = keras.Input((4, 4, 32), name="right"), keras.Input((4, 4, 32), name="left")
+    conv = kb.layers.QuantConv2D(32, 3, **BINARY)
+    return left, right, conv(left), conv(right)
+
+
+STRUCTURES = {
+    "list": lambda a, b, x, y: keras.Model([a, b], keras.layers.Subtract(name="difference")([x, y])),
+    "nested": lambda a, b, x, y: keras.Model(
+        [a, [b]], [keras.layers.ReLU(name="z")(x), {"k": layers.ReLU(name="a")(y)}]
+    ),
+    "dict": lambda a, b, x, y: keras.Model({"right": a, "left": b}, {"second": y, "first": x}),
+    "input as output": lambda a, b, x, y: keras.Model([a, b], [x, layers.ReLU(name="r")(b)]),
+    "unused input": lambda a, b, x, y: keras.Model([a, b], keras.layers.ReLU(name="r")(x)),
+}
+NAMES = {
+    "list": (["right", "left"], ["difference"]),
+    "nested": (["right", "left"], ["z", "a"]),
+    "dict": (["left", "right"], ["first", "second"]),
+    "input as output": (["right", "left"], ["quant_conv2d", "r"]),
+    "unused input": (["right", "left"], ["r"]),
+}
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_inputs_and_outputs_by_order_and_name(name, converter):
+    keras.utils.clear_session()  # layers are counted from the first
+    model = randomize(STRUCTURES[name](*pair()))
+    flatbuffer = kb.deploy.convert(model, converter=converter)
+    content = flatbuffers.read(flatbuffer)
+    assert ([t.name for t in content.inputs], [t.name for t in content.outputs]) == NAMES[name]
+    signature = flatbuffers.unpack(flatbuffer).signatureDefs[0]
+    for side, names in zip((signature.inputs, signature.outputs), NAMES[name], strict=True):
+        assert [entry.name.decode() for entry in side] == names
+    kb.deploy.verify(model, flatbuffer, images(model))
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+@pytest.mark.parametrize("ops", ["lce", "fused"])
+def test_batches(model, ops, converter):
+    flatbuffer = kb.deploy.convert(model, ops, batch_size=4, converter=converter)
+    assert flatbuffers.read(flatbuffer).inputs[0].shape == (4, 16, 16, 3)
+    kb.deploy.verify(model, flatbuffer, images(model, 8))
+    fixed = keras.Input(batch_shape=(2, 4, 4, 32))
+    fixed = randomize(keras.Model(fixed, kb.layers.QuantConv2D(32, 3, **BINARY)(fixed)))
+    assert flatbuffers.read(kb.deploy.convert(fixed, ops, converter=converter)).inputs[0].shape == (2, 4, 4, 32)
+    with pytest.raises(ValueError, match="batch_size must be positive, and 2 where the input .* says it"):
+        kb.deploy.convert(fixed, batch_size=3)
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+def test_integer_images(converter):
+    def network(x):
+        x = keras.layers.Conv2D(32, 1)(keras.layers.Rescaling(1 / 127.5, -1)(x))
+        return keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(kb.layers.QuantConv2D(32, 3, **BINARY)(x)))
+
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    model = randomize(keras.Model(inputs, network(inputs)))
+    flatbuffer = kb.deploy.convert(model, converter=converter)
+    assert flatbuffers.read(flatbuffer).inputs[0].dtype == "uint8"
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype("uint8")
+    assert kb.deploy.verify(model, flatbuffer, pixels).agreement == 1
+    with pytest.raises(TypeError, match="takes uint8. Received: float32"):
+        kb.deploy.predict(flatbuffer, pixels.astype("float32"))
+
+
+def test_a_model_without_a_graph():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = keras.layers.Conv2D(32, 3), kb.layers.QuantConv2D(8, 3, **BINARY)
+
+        def call(self, x):
+            return keras.ops.mean(self.conv(self.stem(x)), (1, 2))
+
+    model = Subclassed()
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    model(x)
+    flatbuffer = kb.deploy.convert(randomize(model))
+    assert kb.deploy.count_ops(flatbuffer)["LceBconv2d"] == 1
+    kb.deploy.verify(model, flatbuffer, x)
+
+
+def test_equal_layers_of_one_input():
+    def network(x):
+        equal = [kb.layers.QuantDense(32, **BINARY) for _ in range(2)]
+        outputs = [layer(x) for layer in equal]
+        equal[1].set_weights(equal[0].get_weights())
+        return outputs
+
+    inputs = keras.Input((4, 4, 32))
+    model = keras.Model(inputs, network(inputs))
+    kb.deploy.verify(model, kb.deploy.convert(model), images(model))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [({"converter": "mine"}, "one of auto, lce, tensorflow.*'mine'"), ({"batch_size": 0}, "batch_size=0")],
+)
+def test_arguments_out_of_range(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kb.deploy.convert(model, **arguments)
+
+
+def test_without_lce(model, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "larq_compute_engine" else found(name))
+    with pytest.raises(ImportError, match="converter='lce' needs the Larq Compute Engine.*converter='tensorflow'"):
+        kb.deploy.convert(model, converter="lce")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'keras-binaryvit\[tensorflow\]'"):
+        kb.deploy.convert(model)
 
 
 def test_padding_with_minus_one():
@@ -191,7 +331,7 @@ def test_verify_notices_a_model_that_diverged(flatbuffer, x):
     [
         (np.full((1, 16, 16, 3), np.nan), "not finite"),
         (np.zeros((1, 16, 16, 1)), r"\(16, 16, 3\).*\(16, 16, 1\)"),
-        (np.zeros((0, 16, 16, 3)), "no images"),
+        (np.zeros((0, 16, 16, 3)), "batches of 1.*Received: 0"),
     ],
 )
 def test_wrong_images(model, flatbuffer, images, message):

@@ -1,40 +1,71 @@
-"""read: what a `.tflite` flatbuffer says of its graph; needs the standard library only and trusts no byte."""
+"""read, unpack and pack: a `.tflite` flatbuffer as a graph to look at, and as objects of its schema to change.
+
+`read` trusts no byte; the others take a file at its word, so `read` it first.
+"""
 
 import dataclasses
+import functools
+import importlib
 import math
+import re
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-TYPES = {  # the schema's TensorType: name and bits of an element; 0 where the tensor's shape doesn't tell
-    0: ("float32", 32),
-    1: ("float16", 16),
-    2: ("int32", 32),
-    3: ("uint8", 8),
-    4: ("int64", 64),
-    5: ("string", 0),
-    6: ("bool", 8),
-    7: ("int16", 16),
-    8: ("complex64", 64),
-    9: ("int8", 8),
-    10: ("float64", 64),
-    11: ("complex128", 128),
-    12: ("uint64", 64),
-    13: ("resource", 0),
-    14: ("variant", 0),
-    15: ("uint32", 32),
-    16: ("uint16", 16),
-    17: ("int4", 4),
-    18: ("bfloat16", 16),
-    19: ("int2", 2),
-    20: ("uint4", 4),
-}
+# Bits of an element where they aren't in the type's name.
+_BITS = {"bool": 8, "string": 0, "resource": 0, "variant": 0}
 _CUSTOM = 32  # the BuiltinOperator of operators that go by a name
 _MAX_RANK = 32
 
 
+@functools.cache
+def schema() -> Any:
+    """Returns the module of the schema's classes.
+
+    Raises:
+        ImportError: Neither ai-edge-litert nor TensorFlow is installed.
+    """
+    for name in ("ai_edge_litert.schema_py_generated", "tensorflow.lite.python.schema_py_generated"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError(
+        "Reading .tflite files needs their schema, which ai-edge-litert and TensorFlow bring: "
+        "pip install ai-edge-litert, or pip install 'keras-binaryvit[tensorflow]'."
+    )
+
+
+def unpack(flatbuffer: bytes) -> Any:
+    """Returns the `ModelT` of a TFLite flatbuffer."""
+    return schema().ModelT.InitFromObj(schema().Model.GetRootAs(flatbuffer, 0))
+
+
+def pack(model: Any) -> bytes:
+    """Returns the flatbuffer of a `ModelT`."""
+    import flatbuffers
+
+    class Builder(flatbuffers.Builder):
+        def StartVector(self, element_size, count, alignment):
+            # Constants are read where they lie, by kernels that want whole vectors.
+            alignment = 16 if element_size == 1 and count >= 16 else alignment
+            super().StartVector(element_size, count, alignment)
+
+    builder = Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+@functools.cache
+def names(enumeration: str) -> dict[int, str]:
+    """Returns the names of an enumeration of the schema by their numbers."""
+    members = vars(getattr(schema(), enumeration)).items()
+    return {number: name for name, number in members if isinstance(number, int)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor: its name, shape, element type as in `TYPES`, and constant data, empty for what is computed."""
+    """A tensor: its name, shape, element type such as `"float32"`, and constant data, empty for what is computed."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +81,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of its data, or that its elements take when it is computed."""
-        bits = {name: bits for name, bits in TYPES.values()}[self.dtype]
+        bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(re.findall(r"\d+", self.dtype)[0])
         return len(self.data) or -(-self.size * bits // 8)
 
 
@@ -81,7 +112,7 @@ def read(flatbuffer: bytes) -> Model:
     """
     model = root(flatbuffer)
     content = model.content
-    names = [_operator_name(code) for code in model.tables(1)]
+    codes = [_operator_name(code) for code in model.tables(1)]
     buffers = [_buffer(buffer, content) for buffer in model.tables(4)]
     graphs = []
     for graph in model.tables(2):
@@ -90,7 +121,7 @@ def read(flatbuffer: bytes) -> Model:
         for operator in graph.tables(3):
             inputs = _pick(tensors, operator.integers(1), "an operator's input", optional=True)
             outputs = _pick(tensors, operator.integers(2), "an operator's output")
-            name = _pick(names, [operator.number(0, "<I")], "an operator's code")[0]
+            name = _pick(codes, [operator.number(0, "<I")], "an operator's code")[0]
             operators.append(Operator(name, inputs, outputs, operator.copy(5)))
         inputs = _pick(tensors, graph.integers(1), "a graph's input")
         outputs = _pick(tensors, graph.integers(2), "a graph's output")
@@ -118,7 +149,7 @@ def _operator_name(code: "_Table") -> str:
     number = max(code.number(0, "<b"), code.number(3, "<i"))
     if number == _CUSTOM:
         return code.text(1)
-    return BUILTINS[number] if 0 <= number < len(BUILTINS) else f"BUILTIN_{number}"
+    return names("BuiltinOperator").get(number, f"BUILTIN_{number}")
 
 
 def _buffer(buffer: "_Table", content: "_Bytes") -> memoryview:
@@ -131,10 +162,12 @@ def _tensor(tensor: "_Table", buffers: list[memoryview]) -> Tensor:
     name, shape, code = tensor.text(3), tuple(tensor.integers(0)), tensor.number(1, "<b")
     if len(shape) > _MAX_RANK or any(side < 0 for side in shape):
         raise ValueError(f"The tensor {name!r} has the impossible shape {shape[: _MAX_RANK + 1]}; the file is damaged.")
-    if code not in TYPES:
+    if code not in names("TensorType"):
         raise ValueError(f"The tensor {name!r} is of type {code}, which this version doesn't know, or is damaged.")
     index = tensor.number(2, "<I")
-    return Tensor(name, shape, TYPES[code][0], index, _pick(buffers, [index], f"the tensor {name!r}")[0])
+    return Tensor(
+        name, shape, names("TensorType")[code].lower(), index, _pick(buffers, [index], f"the tensor {name!r}")[0]
+    )
 
 
 def _pick(items: list, indices: Sequence[int], what: str, optional: bool = False) -> tuple:
@@ -232,35 +265,3 @@ class _Table:
         self.content.spend(length)
         for item in range(start, start + 4 * length, 4):
             yield self.content.table_at(self.content.indirect(item))
-
-
-# The schema's BuiltinOperator, in its order.
-BUILTINS = tuple(
-    """
-    ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
-    FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC LSH_PROJECTION
-    LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX SPACE_TO_DEPTH SVDF TANH
-    CONCAT_EMBEDDINGS SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD UNIDIRECTIONAL_SEQUENCE_RNN GATHER
-    BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE UNIDIRECTIONAL_SEQUENCE_LSTM STRIDED_SLICE
-    BIDIRECTIONAL_SEQUENCE_RNN EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE BIDIRECTIONAL_SEQUENCE_LSTM CAST PRELU MAXIMUM
-    ARG_MAX MINIMUM LESS NEG PADV2 GREATER GREATER_EQUAL LESS_EQUAL SELECT SLICE SIN TRANSPOSE_CONV SPARSE_TO_DENSE
-    TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG SUM SQRT RSQRT SHAPE POW ARG_MIN FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK
-    LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT UNPACK REDUCE_MIN FLOOR_DIV REDUCE_ANY SQUARE ZEROS_LIKE FILL FLOOR_MOD
-    RANGE RESIZE_NEAREST_NEIGHBOR LEAKY_RELU SQUARED_DIFFERENCE MIRROR_PAD ABS SPLIT_V UNIQUE CEIL REVERSE_V2 ADD_N
-    GATHER_ND COS WHERE RANK ELU REVERSE_SEQUENCE MATRIX_DIAG QUANTIZE MATRIX_SET_DIAG ROUND HARD_SWISH IF WHILE
-    NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 SCATTER_ND SELECT_V2 DENSIFY SEGMENT_SUM BATCH_MATMUL
-    PLACEHOLDER_FOR_GREATER_OP_CODES CUMSUM CALL_ONCE BROADCAST_TO RFFT2D CONV_3D IMAG REAL COMPLEX_ABS HASHTABLE
-    HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL CONV_3D_TRANSPOSE VAR_HANDLE READ_VARIABLE
-    ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE RANDOM_UNIFORM MULTINOMIAL GELU
-    DYNAMIC_UPDATE_SLICE RELU_0_TO_1 UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_SUM ATAN2
-    UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT STABLEHLO_LOGISTIC STABLEHLO_ADD STABLEHLO_DIVIDE
-    STABLEHLO_MULTIPLY STABLEHLO_MAXIMUM STABLEHLO_RESHAPE STABLEHLO_CLAMP STABLEHLO_CONCATENATE
-    STABLEHLO_BROADCAST_IN_DIM STABLEHLO_CONVOLUTION STABLEHLO_SLICE STABLEHLO_CUSTOM_CALL STABLEHLO_REDUCE
-    STABLEHLO_ABS STABLEHLO_AND STABLEHLO_COSINE STABLEHLO_EXPONENTIAL STABLEHLO_FLOOR STABLEHLO_LOG STABLEHLO_MINIMUM
-    STABLEHLO_NEGATE STABLEHLO_OR STABLEHLO_POWER STABLEHLO_REMAINDER STABLEHLO_RSQRT STABLEHLO_SELECT
-    STABLEHLO_SUBTRACT STABLEHLO_TANH STABLEHLO_SCATTER STABLEHLO_COMPARE STABLEHLO_CONVERT STABLEHLO_DYNAMIC_SLICE
-    STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD STABLEHLO_IOTA STABLEHLO_DOT_GENERAL STABLEHLO_REDUCE_WINDOW
-    STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE STABLEHLO_RNG_BIT_GENERATOR
-    REDUCE_WINDOW STABLEHLO_COMPOSITE STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT STABLEHLO_CASE
-    """.split()
-)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_binaryvit.deploy import rewrite, tflite
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
 
 _SMALLEST = 1024  # elements; smaller ones save next to nothing
 _CUSTOM, _DEQUANTIZE = 32, 6  # of the schema's BuiltinOperator
@@ -20,9 +20,9 @@ def with_float16_tables(flatbuffer: bytes) -> bytes:
         ValueError: These bytes are no TFLite flatbuffer, or a constant has values that float16 hasn't.
         ImportError: TensorFlow isn't installed.
     """
-    tflite.read(flatbuffer)
-    model = rewrite.unpack(flatbuffer)
-    schema = rewrite.schema()
+    flatbuffers.read(flatbuffer)
+    model = flatbuffers.unpack(flatbuffer)
+    schema = flatbuffers.schema()
     is_custom = [max(code.builtinCode, code.deprecatedBuiltinCode) == _CUSTOM for code in model.operatorCodes]
     halves: dict[int, int] = {}  # numbers of buffers: of the float32 and of the float16 values
     for graph in model.subgraphs:
@@ -52,7 +52,7 @@ def with_float16_tables(flatbuffer: bytes) -> bytes:
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     for buffer in set(halves) - used:
         model.buffers[buffer].data = None
-    return rewrite.pack(model)
+    return flatbuffers.pack(model)
 
 
 def _rounded(tensor, data):

@@ -4,11 +4,12 @@ import flatbuffers
 import numpy as np
 import pytest
 
-from keras_binaryvit.deploy import tflite
+from keras_binaryvit.deploy import flatbuffer as tflite
 
 schema = pytest.importorskip("tensorflow.lite.python.schema_py_generated", reason="TensorFlow isn't installed")
 
-TYPE_CODES = {name: code for code, (name, _) in tflite.TYPES.items()}
+TYPE_CODES = {name.lower(): code for code, name in tflite.names("TensorType").items()}
+BUILTINS = {name: code for code, name in tflite.names("BuiltinOperator").items()}
 
 
 def build(tensors, operators, inputs=(0,), outputs=(-1,)):
@@ -37,11 +38,11 @@ def build(tensors, operators, inputs=(0,), outputs=(-1,)):
         graph.tensors.append(tensor)
     for name, op_inputs, op_outputs, options in operators:
         code, operator = schema.OperatorCodeT(), schema.OperatorT()
-        if name in tflite.BUILTINS:
-            code.builtinCode = tflite.BUILTINS.index(name)
+        if name in BUILTINS:
+            code.builtinCode = BUILTINS[name]
             code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         else:
-            code.builtinCode = code.deprecatedBuiltinCode = tflite.BUILTINS.index("CUSTOM")
+            code.builtinCode = code.deprecatedBuiltinCode = BUILTINS["CUSTOM"]
             code.customCode = name
         operator.opcodeIndex = len(model.operatorCodes)
         operator.inputs, operator.outputs = list(op_inputs), list(op_outputs)
@@ -78,15 +79,16 @@ def test_reads_what_was_written(flatbuffer):
 
 
 def test_names_and_types_are_the_schemas():
-    builtins = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    assert tflite.BUILTINS == tuple(builtins[code] for code in range(len(builtins)))
-    types = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
-    assert {code: name for code, (name, _) in tflite.TYPES.items()} == types
-    for name, bits in tflite.TYPES.values():
-        if bits >= 8 and name != "bfloat16":
-            assert bits == 8 * np.dtype(name).itemsize
-    odd = tflite.Tensor("", (3,), "int4", 0, memoryview(b""))
-    assert odd.nbytes == 2
+    # Whichever package the schema is from: those that TensorFlow's has.
+    for kind in (schema.BuiltinOperator, schema.TensorType):
+        members = {code: name for name, code in vars(kind).items() if not name.startswith("_")}
+        assert members.items() <= tflite.names(kind.__name__).items()
+    for name in TYPE_CODES:
+        tensor = tflite.Tensor("", (8,), name, 0, memoryview(b""))
+        if name in np.sctypeDict:
+            assert tensor.nbytes == (0 if name == "string" else 8 * np.dtype(name).itemsize)
+    for name, size in {"int4": 2, "bfloat16": 6, "resource": 0, "bool": 3, "int2": 1}.items():
+        assert tflite.Tensor("", (3,), name, 0, memoryview(b"")).nbytes == size
 
 
 def test_codes_of_older_and_newer_files():

@@ -1,0 +1,288 @@
+"""convert: from a Keras model to a `.tflite` file.
+
+The model is frozen (`freeze`: graph, lower, fold), written (by LCE's converter or TensorFlow's), named after the model,
+and checked: each binary layer must be there, and each operator known to an interpreter.
+"""
+
+import collections
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
+from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
+from keras_binaryvit.deploy.float16 import with_float16_tables
+from keras_binaryvit.deploy.freeze import binary_layers, freeze
+from keras_binaryvit.deploy.graph import ConversionError
+from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
+
+CONVERTERS = ("auto", "lce", "tensorflow")
+_LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
+
+
+def convert(
+    model: keras.Model,
+    ops: str = "lce",
+    float16_tables: bool = False,
+    *,
+    batch_size: int | None = None,
+    strict: bool = True,
+    converter: str = "auto",
+) -> bytes:
+    """Returns the `.tflite` flatbuffer of `model`.
+
+    Its inputs and outputs have the order and the names of the model's. Where TensorFlow isn't the backend, it runs in a
+    process of its own.
+
+    Args:
+        model: A model of any layers, trained or frozen.
+        ops: `"lce"`: what an unmodified Larq Compute Engine runs. `"fused"`: one operator each for attention,
+            feed-forward layers, pooling branches and binary patch merging, which binaryvit-runtime runs
+            (docs/operators.md); all else is as with `"lce"`.
+        float16_tables: Whether large float constants outside of custom operators, such as position embeddings and the
+            kernel of the head, are stored as float16. The file is smaller, and rounding flips a few bits.
+        batch_size: Images that the file computes at once; by default as many as the model's inputs say, else one.
+            Interpreters plan for it; `resize_tensor_input` changes it where no operator fixes it.
+        strict: Whether a layer that has 1-bit quantizers and wouldn't be binary in the file is an error. It is a
+            warning without.
+        converter: `"lce"`: the Larq Compute Engine's. `"tensorflow"`: TensorFlow's, which writes the same file on
+            every machine that TensorFlow has a wheel for. `"auto"`: LCE's where it is installed.
+
+    Raises:
+        ValueError: An argument is unknown or out of range, a side of an input is unknown, or float16 can't hold a
+            constant.
+        ConversionError: A layer can't be converted, or would compute something else in the file; the message names it.
+        ImportError: TensorFlow isn't installed, or with `converter="lce"` the Larq Compute Engine isn't.
+    """
+    converter = _chosen(converter)
+    rows = binary_table(model)
+    if strict and (claimed := [row for row in rows if row.claimed and not row.binary]):
+        raise ConversionError(
+            "These layers have 1-bit quantizers and wouldn't be binary in the file:"
+            + "".join(f"\n  {row}" for row in claimed)
+            + "\nconvert(..., strict=False) computes them in float32."
+        )
+    frozen = freeze(model, ops)
+    named = model if hasattr(model, "inputs") else frozen  # a subclassed model has neither of its own
+    inputs, outputs = _input_names(named), _output_names(named)
+    shapes = [_input_shape(tensor, batch_size) for tensor in named.inputs]
+    if keras.backend.backend() == "tensorflow":
+        content = convert_frozen(frozen, shapes, converter)
+    else:
+        content = _convert_elsewhere(frozen, shapes, converter)
+    content = _renamed(content, named.inputs, shapes, inputs, outputs)
+    _check(frozen, content)
+    if remaining := [row for row in rows if not row.binary]:
+        warnings.warn(_warning(remaining), stacklevel=2)
+    return with_float16_tables(content) if float16_tables else content
+
+
+def _warning(rows: Sequence[BinaryLayer]) -> str:
+    return "These layers have quantizers and are float32 in the file:" + "".join(f"\n  {row}" for row in rows)
+
+
+def _chosen(converter: str) -> str:
+    """Returns which converter to use, checked without importing it: that starts TensorFlow."""
+    if converter not in CONVERTERS:
+        raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}. Received: converter={converter!r}")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ImportError("Conversion needs TensorFlow: pip install 'keras-binaryvit[tensorflow]'.")
+    has_lce = importlib.util.find_spec("larq_compute_engine") is not None
+    if converter == "lce" and not has_lce:
+        raise ImportError(
+            "converter='lce' needs the Larq Compute Engine, which has wheels for Python 3.11 and 3.12 on 64-bit x86 "
+            "Linux only: pip install 'keras-binaryvit[lce]'. converter='tensorflow' writes the same file everywhere."
+        )
+    return {"auto": "lce" if has_lce else "tensorflow"}.get(converter, converter)
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    names = [tensor.name for tensor in model.inputs]
+    # Keras counts the inputs of a process where the user gave no name.
+    unnamed = [name.startswith("keras_tensor") for name in names]
+    return _distinct(["input" if is_unnamed else name for name, is_unnamed in zip(names, unnamed, strict=True)])
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """Returns the name of each output: its key in a dict, or that of the layer that computes it."""
+    structure = getattr(model, "_outputs_struct", model.outputs)
+    if isinstance(structure, dict) and len(structure) == len(model.outputs):
+        return sorted(structure)
+    return _distinct([tensor._keras_history.operation.name for tensor in keras.tree.flatten(structure)])
+
+
+def _distinct(names: list[str]) -> list[str]:
+    counts: collections.Counter = collections.Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}_{counts[name]}" if counts[name] else name)
+        counts[name] += 1
+    return result
+
+
+def _input_shape(tensor: keras.KerasTensor, batch_size: int | None) -> tuple[int, ...]:
+    fixed, *sides = tensor.shape
+    if None in sides:
+        raise ValueError(
+            "Every side of the input but the batch must be known: interpreters plan their memory before they run. "
+            f"Received: the input {tensor.name!r} of shape {tensor.shape}"
+        )
+    if batch_size is not None and (batch_size < 1 or fixed not in (None, batch_size)):
+        raise ValueError(
+            f"batch_size must be positive, and {fixed} where the input {tensor.name!r} says it. "
+            f"Received: batch_size={batch_size}"
+        )
+    return (batch_size or fixed or 1, *sides)
+
+
+def convert_frozen(frozen: keras.Model, shapes: Sequence[tuple[int, ...]], converter: str) -> bytes:
+    """Returns the flatbuffer of a frozen model, with inputs and outputs in any order; the backend is TensorFlow.
+
+    Args:
+        frozen: The model.
+        shapes: Of its inputs, with the batch.
+        converter: `"lce"` or `"tensorflow"`.
+    """
+    import tensorflow as tf
+
+    # LCE cuts the names of tensors to 50 characters, which belong to the layers.
+    model = keras.Model(frozen.input, frozen.output, name="m")
+    signature = [
+        tf.TensorSpec(shape, tensor.dtype, f"input_{index}")
+        for index, (shape, tensor) in enumerate(zip(shapes, frozen.inputs, strict=True))
+    ]
+
+    def serve(*inputs):
+        outputs = keras.tree.flatten(model(keras.tree.pack_sequence_as(frozen.input, inputs), training=False))
+        return {f"output_{index}": output for index, output in enumerate(outputs)}
+
+    # Traced once: Keras' own export does so several times, which for a large model takes longer than the conversion.
+    module = tf.Module()
+    module.variables_of_model = [variable.value for variable in model.variables]
+    module.serve = tf.function(serve, input_signature=signature, autograph=False)
+    with composite.writing(lce=converter == "tensorflow") as layers, tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+        if converter == "lce":
+            import larq_compute_engine as lce
+
+            content = lce.convert_saved_model(folder)
+        else:
+            content = tensorflow_converter.convert_saved_model(folder)
+    return _named_after_layers(content, layers)
+
+
+def _named_after_layers(content, layers):
+    """Gives the tensors of written operators names after their layers, which converters lose; `inspect` reads them."""
+    if not layers:
+        return content
+    model = flatbuffer.unpack(content)
+    written = [(code.customCode or b"").decode() for code in model.operatorCodes]
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            options = tensorflow_converter.options_of(operator) if written[operator.opcodeIndex] else {}
+            if "layer" not in options:
+                continue
+            kind = written[operator.opcodeIndex]
+            name = f"m_1/{layers[options.pop('layer')].name}_1/{kind}".encode()
+            operator.customOptions = tensorflow_converter.as_options(options)
+            for index in (*operator.inputs, *operator.outputs):
+                tensor = graph.tensors[index]
+                constant = model.buffers[tensor.buffer].data is not None
+                if index >= 0 and (constant or index in operator.outputs):
+                    tensor.name = name
+    return flatbuffer.pack(model)
+
+
+def _convert_elsewhere(frozen, shapes, converter):
+    names = {type(layer).__module__ for layer in frozen._flatten_layers()}
+    modules = sorted(name for name in names if name.split(".")[0] not in ("keras", "keras_binaryvit", "builtins"))
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "frozen.keras"), Path(folder, "model.tflite")
+        frozen.save(source)
+        arguments = json.dumps({"shapes": shapes, "converter": converter, "modules": modules})
+        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_process", str(source), str(target), arguments]
+        # Modules of the caller's own layers are found where the caller finds them.
+        path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+        environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if process.returncode:
+            raise ConversionError(f"The conversion in a process of its own failed:\n{process.stderr.strip()[-2000:]}")
+        return target.read_bytes()
+
+
+def _renamed(content, inputs, shapes, input_names, output_names):
+    """Returns the flatbuffer with the model's inputs and outputs, in its order and under its names."""
+    model = flatbuffer.unpack(content)
+    schema, graph, signature = flatbuffer.schema(), model.subgraphs[0], model.signatureDefs[0]
+    places = {entry.name.decode(): entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
+    types = {name: number for number, name in flatbuffer.names("TensorType").items()}
+    graph.inputs, graph.outputs, signature.inputs, signature.outputs = [], [], [], []
+    for index, (tensor, shape, name) in enumerate(zip(inputs, shapes, input_names, strict=True)):
+        place = places.get(f"input_{index}")
+        if place is None:  # nothing reads it, and the converter dropped it
+            place = len(graph.tensors)
+            dtype = types[keras.backend.standardize_dtype(tensor.dtype).upper()]
+            graph.tensors.append(schema.TensorT(shape=list(shape), type=dtype, name=b""))
+        graph.inputs.append(place)
+        graph.tensors[place].name = name.encode()
+        signature.inputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=place))
+    for index, name in enumerate(output_names):
+        place = places[f"output_{index}"]
+        if place not in (*graph.inputs, *graph.outputs):
+            graph.tensors[place].name = name.encode()
+        graph.outputs.append(place)
+        signature.outputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=place))
+    return flatbuffer.pack(model)
+
+
+def _check(frozen, content):
+    """Checks that each binary layer is a binary operator, and that an interpreter knows each operator."""
+    model = flatbuffer.read(content)
+    counts = collections.Counter(operator.name for operator in model.operators)
+    known = {*_LCE_OPERATORS, *OPERATORS, *flatbuffer.names("BuiltinOperator").values()}
+    unknown = [operator for operator in model.operators if operator.name not in known]
+    if unknown:
+        found = "".join(f"\n  {operator.name}, in the layer {_origin(operator)}" for operator in unknown[:10])
+        raise ConversionError(
+            f"No interpreter has these operators:{found}\nWrite what the layer computes with other operations, such as "
+            "those of keras.ops that are sums, products, exp, log, tanh or comparisons."
+        )
+    expected: dict[str, set] = collections.defaultdict(set)
+    for layer in binary_layers(frozen):
+        expected["LceBconv2d"].add(_constants(layer))
+    for layer in fused_layers(frozen):
+        expected[layer.operator].add(_constants(layer))
+    for name, distinct in expected.items():  # converters compute equal layers of one input once
+        if counts[name] < len(distinct):
+            raise ConversionError(
+                f"The model has {len(distinct)} different layers that are {name}, but the file has {counts[name]}; the "
+                "others would run in float32. Please report the model."
+            )
+
+
+def _constants(layer: keras.layers.Layer) -> tuple:
+    config = {name: str(value) for name, value in layer.get_config().items() if name != "name"}
+    return (*sorted(config.items()), *(value.tobytes() for value in layer.get_weights()))
+
+
+def _origin(operator: Any) -> str:
+    parts = operator.outputs[0].name.split(";")[0].split("/") if operator.outputs else []
+    return repr("/".join(part.removesuffix("_1") for part in parts[1:-1]) or "?")
+
+
+def count_ops(content: bytes) -> collections.Counter:
+    """Returns how many operators of each type a flatbuffer has, by name such as `"CONV_2D"` or `"LceBconv2d"`.
+
+    Raises:
+        ValueError: These bytes are no TFLite flatbuffer.
+    """
+    return collections.Counter(operator.name for operator in flatbuffer.read(content).operators)
