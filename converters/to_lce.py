@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 # A .keras file is the same for all backends, and conversion needs TensorFlow.
@@ -26,6 +27,13 @@ def parse_arguments() -> argparse.Namespace:
         choices=["lce", "fused"],
         default="lce",
         help="lce: what an unmodified LCE runs; fused: one operator a layer, for binaryvit-runtime",
+    )
+    parser.add_argument("--converter", choices=["auto", "lce", "tensorflow"], default="auto", help="which one to use")
+    parser.add_argument(
+        "--batch-size", type=int, help="images that the file computes at once"
+    )
+    parser.add_argument(
+        "--no-strict", action="store_true", help="convert layers that are binary in name only"
     )
     parser.add_argument("--float16-tables", action="store_true", help="store large float constants as float16")
     parser.add_argument("--verify", metavar="DATASET", help="verify with this data set's test images, not with noise")
@@ -60,10 +68,11 @@ def main() -> None:
         raise ValueError(f"--images must be positive. Received: {arguments.images}")
     steps = Steps()
     steps.begin("Starting TensorFlow")
-    import keras
     import numpy as np
 
     import keras_binaryvit as kb
+    from keras_binaryvit.deploy.flatbuffer import read
+    from keras_binaryvit.deploy.interpreters import random_inputs
     from keras_binaryvit.files import check_output
 
     steps.end()
@@ -79,11 +88,22 @@ def main() -> None:
     if arguments.labels:
         classes = tuple(Path(arguments.labels).read_text(encoding="utf-8").splitlines())
     steps.begin("Freezing and converting")
-    flatbuffer = kb.deploy.convert(model, arguments.ops, arguments.float16_tables)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        flatbuffer = kb.deploy.convert(
+            model,
+            arguments.ops,
+            arguments.float16_tables,
+            batch_size=arguments.batch_size,
+            strict=not arguments.no_strict,
+            converter=arguments.converter,
+        )
     ops = kb.deploy.count_ops(flatbuffer)
     binary = {name: count for name, count in ops.items() if name == "LceBconv2d" or name.startswith("BinaryVit")}
     counts = ", ".join(f"{count} {name}" for name, count in binary.items()) or "none binary"
     steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {counts}")
+    for warning in caught:
+        print(warning.message)
 
     if preprocessing is not None or classes is not None:
         flatbuffer = kb.deploy.add_metadata(flatbuffer, preprocessing, classes)
@@ -99,9 +119,9 @@ def main() -> None:
             )
             images, labels = (np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator(), strict=True))
         else:
-            keras.utils.set_random_seed(0)
-            images = np.random.standard_normal((arguments.images, *model.input_shape[1:])).astype("float32")
-        steps.begin(f"Verifying on {len(images)} {arguments.verify or 'random'} images")
+            content = read(flatbuffer)
+            images = random_inputs(content, -(-arguments.images // content.inputs[0].shape[0]))
+        steps.begin(f"Verifying on {arguments.images} {arguments.verify or 'random'} images")
         result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty())
         steps.end(f"agreement {result.agreement:.2%}, largest difference {result.largest_difference:.1e}")
         if labels is not None:

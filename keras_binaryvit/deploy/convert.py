@@ -275,8 +275,10 @@ def _constants(layer: keras.layers.Layer) -> tuple:
 
 
 def _origin(operator: Any) -> str:
-    parts = operator.outputs[0].name.split(";")[0].split("/") if operator.outputs else []
-    return repr("/".join(part.removesuffix("_1") for part in parts[1:-1]) or "?")
+    """Returns the layer that an operator comes from, as far as the name of its output tells."""
+    _, *path = operator.outputs[0].name.split(";")[0].split("/")
+    # An output of the model has the name of its layer, or of its key.
+    return repr("/".join(part.removesuffix("_1") for part in path[:-1]) or operator.outputs[0].name)
 
 
 def count_ops(content: bytes) -> collections.Counter:

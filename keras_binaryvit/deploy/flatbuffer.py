@@ -81,7 +81,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of its data, or that its elements take when it is computed."""
-        bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(re.findall(r"\d+", self.dtype)[0])
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.findall(r"\d+", self.dtype)[0])
         return len(self.data) or -(-self.size * bits // 8)
 
 

@@ -93,6 +93,19 @@ def prepared(model: flatbuffers.Model, inputs: Inputs) -> list[np.ndarray]:
     return [array.astype(tensor.dtype) for tensor, array in zip(model.inputs, arrays, strict=True)]
 
 
+def random_inputs(model: flatbuffers.Model, batches: int = 1) -> list[np.ndarray]:
+    """Returns random arrays for the inputs of `model`: normal floats, pixels for uint8, and 0 and 1 for integers."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for tensor in model.inputs:
+        shape = (batches * tensor.shape[0], *tensor.shape[1:])
+        if tensor.dtype.startswith("float"):
+            arrays.append(rng.normal(size=shape).astype(tensor.dtype))
+        else:
+            arrays.append(rng.integers(0, 256 if tensor.dtype == "uint8" else 2, shape).astype(tensor.dtype))
+    return arrays
+
+
 def interpreter_of(flatbuffer: bytes, num_threads: int = 1) -> Any:
     """Returns an interpreter of `flatbuffer`: binaryvit-runtime's for fused operators and where LCE's can't run.
 

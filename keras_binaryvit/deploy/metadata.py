@@ -83,12 +83,11 @@ def _with_metadata(flatbuffer, text):
     model, schema = flatbuffers.unpack(flatbuffer), flatbuffers.schema()
     if any((buffer.offset or 0) > 1 for buffer in model.buffers):
         raise ValueError("This model keeps constants behind the flatbuffer (it is above 2 GB); it can't take metadata.")
-    kept = []
-    for entry in model.metadata or []:
-        if entry.name == NAME.encode():
-            model.buffers[entry.buffer].data = None
-        else:
-            kept.append(entry)
-    model.metadata = [*kept, schema.MetadataT(name=NAME.encode(), buffer=len(model.buffers))]
-    model.buffers.append(schema.BufferT(data=np.frombuffer(text, np.uint8)))
+    model.metadata = model.metadata or []
+    entry = next((entry for entry in model.metadata if entry.name == NAME.encode()), None)
+    if entry is None:
+        entry = schema.MetadataT(name=NAME.encode(), buffer=len(model.buffers))
+        model.metadata.append(entry)
+        model.buffers.append(schema.BufferT())
+    model.buffers[entry.buffer].data = np.frombuffer(text, np.uint8)
     return flatbuffers.pack(model)

@@ -1,5 +1,6 @@
 """report: one HTML page on a model and its flatbuffer: size, agreement, latency, operators and layers."""
 
+import functools
 import html
 import importlib
 import importlib.metadata
@@ -13,9 +14,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
+from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
-from keras_binaryvit.deploy.interpreters import lce_interpreter, runtime_interpreter
-from keras_binaryvit.deploy.verify import Verification
+from keras_binaryvit.deploy.interpreters import (
+    Inputs,
+    lce_interpreter,
+    outputs_of,
+    prepared,
+    random_inputs,
+    runtime_interpreter,
+)
+from keras_binaryvit.deploy.verify import Verification, structured
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
 _LONGEST = 10.0
@@ -25,7 +35,7 @@ _LONGEST = 10.0
 def report(
     model: keras.Model,
     flatbuffer: bytes,
-    images: np.ndarray | None = None,
+    images: Inputs | None = None,
     verification: Verification | None = None,
     title: str | None = None,
     runs: int = 30,
@@ -38,8 +48,9 @@ def report(
     Args:
         model: The Keras model that `flatbuffer` was made of.
         flatbuffer: What `convert` made of it.
-        images: `(batch, height, width, channels)`; some are run through `model` to see how many of its binary layers'
-            inputs are +1, and the first is what the latency is measured with. `None` leaves the former out.
+        images: `(batch, height, width, channels)`, for several inputs as in `predict`; some are run through `model` to
+            see how many of its binary layers' inputs are +1, and the first is what the latency is measured with. `None`
+            leaves the former out.
         verification: What `verify` found.
         title: Such as the file's name; the model's name if `None`.
         runs: How many times the latency is measured; fewer where they would take longer than 10 s.
@@ -52,12 +63,11 @@ def report(
     if runs < 1:
         raise ValueError(f"runs must be positive. Received: runs={runs}")
     inspection = inspect(flatbuffer)
-    shares = {} if images is None else input_shares(model, images[:16])
-    if images is None:
-        image = np.random.default_rng(0).normal(size=inspection.input_shapes[0]).astype("float32")
-    else:
-        image = np.asarray(images[:1], "float32")
-    latencies = [row for count in threads for row in _latencies(flatbuffer, image, count, runs)]
+    content = flatbuffers.read(flatbuffer)
+    inputs = random_inputs(content) if images is None else prepared(content, images)
+    shares = {} if images is None else input_shares(model, [array[:16] for array in inputs])
+    batch = [array[: tensor.shape[0]] for array, tensor in zip(inputs, content.inputs, strict=True)]
+    latencies = [row for count in threads for row in _latencies(flatbuffer, batch, count, runs)]
     title = title or model.name
     return _PAGE.format(
         title=_text(title),
@@ -68,14 +78,14 @@ def report(
         agreement=_agreement(verification),
         latency=_latency_table(latencies),
         operators=_operator_table(inspection),
-        layers=_layer_table(inspection, shares),
+        layers=_float_table(model) + _layer_table(inspection, shares),
     )
 
 
 # ---- measurements
 
 
-def input_shares(model: keras.Model, images: np.ndarray) -> dict[str, float]:
+def input_shares(model: keras.Model, inputs: list[np.ndarray]) -> dict[str, float]:
     """Returns the share of +1 among the quantised inputs of each binary layer of `model`, by the layer's path."""
     candidates = [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
     layers = {layer: layer.input_quantizer for layer in candidates if layer.is_binary}
@@ -93,19 +103,20 @@ def input_shares(model: keras.Model, images: np.ndarray) -> dict[str, float]:
     try:
         for layer, quantizer in layers.items():
             layer.input_quantizer = recording(layer.path, quantizer)
-        model(keras.ops.convert_to_tensor(np.asarray(images, "float32")), training=False)
+        model(structured(model, inputs), training=False)
     finally:
         for layer, quantizer in layers.items():
             layer.input_quantizer = quantizer
     return {path: float(np.mean(shares)) for path, shares in values.items()}
 
 
-def _latencies(flatbuffer: bytes, image: np.ndarray, threads: int, runs: int) -> list[tuple[str, int, object]]:
+def _latencies(flatbuffer: bytes, batch: list[np.ndarray], threads: int, runs: int) -> list[tuple[str, int, object]]:
     """Returns `(interpreter, threads, milliseconds of each run, or why there are none)` for each that is installed."""
     rows: list[tuple[str, int, object]] = []
     for name, create in [("Larq Compute Engine", lce_interpreter), ("binaryvit-runtime", runtime_interpreter)]:
         try:
-            rows.append((name, threads, _time(create(flatbuffer, threads).predict, image, runs)))
+            interpreter = create(flatbuffer, threads)
+            rows.append((name, threads, _time(functools.partial(outputs_of, interpreter, batch), runs)))
         except ImportError:
             continue
         except (RuntimeError, ValueError):  # such as one that lacks an operator
@@ -113,14 +124,14 @@ def _latencies(flatbuffer: bytes, image: np.ndarray, threads: int, runs: int) ->
     return rows
 
 
-def _time(predict: Callable, image: np.ndarray, runs: int) -> np.ndarray:
+def _time(run: Callable, runs: int) -> np.ndarray:
     for _ in range(3):
-        predict(image)
+        run()
     times: list[float] = []
     # An interpreter with more threads than there are free cores can take seconds for what else takes milliseconds.
     while len(times) < runs and sum(times) < _LONGEST:
         start = time.perf_counter()
-        predict(image)
+        run()
         times.append(time.perf_counter() - start)
     return 1e3 * np.array(times)
 
@@ -205,7 +216,7 @@ def _latency_table(latencies: list) -> str:
             rows.append([name, f"{count}", f"{len(times)}", *figures])
         else:
             rows.append([name, f"{count}", "", str(times), "", ""])
-    note = "<p>Milliseconds for one image, after three to warm up.</p>"
+    note = "<p>Milliseconds for a batch of the file's size, after three to warm up.</p>"
     return note + _table(["interpreter", "threads", "runs", "median", "10th percentile", "90th percentile"], rows)
 
 
@@ -213,6 +224,14 @@ def _operator_table(inspection: Inspection) -> str:
     total = inspection.total
     rows = [[name, *_cost_cells(cost, total)] for name, cost in inspection.by_name().items()]
     return _table(["operator", *_COST_HEADS], rows, [["total", *_cost_cells(total, total)]])
+
+
+def _float_table(model: keras.Model) -> str:
+    rows = [[row.name, row.reason, row.remedy] for row in binary_table(model) if not row.binary]
+    if not rows:
+        return ""
+    heads = ["layer with quantizers that is float32 in this file", "because", "to change it"]
+    return _table(heads, rows, kind="facts")
 
 
 def _layer_table(inspection: Inspection, shares: dict[str, float]) -> str:

@@ -142,12 +142,12 @@ class _Graph:
 
     def _write_bits(self, convolution: _Operator) -> None:
         """Gives a convolution thresholds on its sums in the place of a multiplier and a bias."""
-        x, kernel, multiplier, bias, _ = convolution.inputs
+        x, kernel, *transform, _ = convolution.inputs
         name, values = self._tensors[kernel].name, self._constant(kernel)
         # Each group reads its own words of the input.
         groups = self._tensors[x].shape[-1] // values.shape[-1]
         channels = convolution.options["channels_in"] // groups
-        multiplier, bias = self._constant(multiplier), self._constant(bias)
+        multiplier, bias = map(self._constant, transform)
         fused = convolution.options["fused_activation_function"]
         limits = _thresholds(values.shape[1] * values.shape[2] * channels, multiplier, bias, fused)
         flipped = np.where((multiplier < 0)[:, None, None, None], values ^ _used_bits(channels), values)

@@ -1,6 +1,7 @@
 """verify: whether a flatbuffer computes what the model does, and if not, from which layer on."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -133,11 +134,12 @@ def _outputs(model, inputs):
     starts = range(0, len(inputs[0]), fixed or size)
     batches = [[array[start : start + (fixed or size)] for array in inputs] for start in starts]
     compute = model.predict_on_batch if size > 8 else lambda batch: model(batch, training=False)
-    outputs = [keras.tree.flatten(compute(_structured(model, batch))) for batch in batches]
+    outputs = [keras.tree.flatten(compute(structured(model, batch))) for batch in batches]
     return [np.concatenate([keras.ops.convert_to_numpy(x) for x in parts]) for parts in zip(*outputs, strict=True)]
 
 
-def _structured(model, inputs):
+def structured(model: keras.Model, inputs: list[np.ndarray]) -> Any:
+    """Returns an array for each input of a model in the structure that it takes."""
     structure = getattr(model, "_inputs_struct", None)
     if structure is not None:
         return keras.tree.pack_sequence_as(structure, inputs)
@@ -166,9 +168,7 @@ def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tole
     named = {(layer.name, tuple(layer.output.shape[1:])): layer for layer in frozen.layers if not _is_packed(layer)}
     layers = [layer for key, layer in named.items() if key in watched]
     indices = [watched[key] for key in named if key in watched]
-    expected = keras.Model(frozen.input, [layer.output for layer in layers])(
-        _structured(frozen, arrays), training=False
-    )
+    expected = keras.Model(frozen.input, [layer.output for layer in layers])(structured(frozen, arrays), training=False)
     actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, indices)), arrays)
     for layer, a, b in zip(layers, keras.tree.flatten(expected), actual, strict=True):
         a = keras.ops.convert_to_numpy(a).reshape(-1)

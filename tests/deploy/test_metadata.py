@@ -86,19 +86,20 @@ def test_all_else_stays(flatbuffer):
     assert (new.version, new.description) == (old.version, old.description)
     assert np.array_equal(new.metadataBuffer, old.metadataBuffer)
     assert [s.signatureKey for s in new.signatureDefs or []] == [s.signatureKey for s in old.signatureDefs or []]
-    for before, after in zip(old.buffers, new.buffers, strict=False):
-        assert np.array_equal(before.data, after.data)
+    replaced = {entry.buffer for entry in old.metadata or [] if entry.name == b"binaryvit"}
+    for index, (before, after) in enumerate(zip(old.buffers, new.buffers, strict=False)):
+        assert index in replaced or np.array_equal(before.data, after.data)
     others = {name: data for name, data in entries(changed).items() if name != "binaryvit"}
     assert others == {name: data for name, data in entries(flatbuffer).items() if name != "binaryvit"}
     assert [entry.name for entry in new.metadata].count(b"binaryvit") == 1
 
 
-def test_constants_keep_their_alignment():
+def test_constants_are_aligned():
     flatbuffer = classifier()
     constant = np.arange(576, dtype="float32").tobytes()
     for size in range(1, 20):
         changed = add_metadata(flatbuffer, None, ["l" * size] * 4)
-        assert (changed.index(constant) - flatbuffer.index(constant)) % 16 == 0
+        assert changed.index(constant) % 16 == 0
         assert changed.index(b'{"version"') % 16 == 0
 
 

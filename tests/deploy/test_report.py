@@ -105,7 +105,7 @@ def interpreters(monkeypatch):
     def interpreter(name):
         def create(flatbuffer, num_threads, **options):
             calls.append((name, num_threads, options))
-            return types.SimpleNamespace(predict=lambda image: calls.append((name, image.shape)))
+            return types.SimpleNamespace(predict=lambda batch: calls.append((name, batch[0].shape)) or [])
 
         return create
 
