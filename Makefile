@@ -24,6 +24,9 @@ $(BIN)/python:
 
 $(VENV)/.examples: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[examples]'
+# Where there is no Larq Compute Engine, binaryvit-runtime runs what is converted, if there is a C++ compiler to build it.
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("larq_compute_engine"))' \
+	  || $(INSTALL) ./runtime || true
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python

@@ -13,7 +13,7 @@ import keras_binaryvit as kb
 from keras_binaryvit.files import check_output, save_model
 
 
-def accuracy_without_a_file(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def accuracy_without_an_interpreter(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns the shares of correct predictions of the model, and of the frozen one that a conversion starts from."""
     networks = model, kb.deploy.freeze(model)
     trained, frozen = (network.predict(images, verbose=0).argmax(-1) for network in networks)
@@ -75,16 +75,16 @@ def run(recipe: Recipe, preset: str) -> None:
     )
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator(), strict=True))
     print("Converting ...", flush=True)
-    try:
-        flatbuffer = kb.deploy.convert(model)
-    except ImportError as error:
-        trained, frozen = accuracy_without_a_file(model, images, labels)
-        print(f"Not converted. {error}")
-        print(f"Accuracy: {trained:.2%}; frozen, as a file would hold it: {frozen:.2%}. Wrote {keras_file}.")
-        return
+    flatbuffer = kb.deploy.convert(model)
     kb.deploy.write_file(tflite_file, flatbuffer)
     print(f"Running the .tflite over {len(images)} test images ...", flush=True)
-    result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty())
+    try:
+        result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty())
+    except ImportError as error:
+        trained, frozen = accuracy_without_an_interpreter(model, images, labels)
+        print(f"Not run. {error}")
+        print(f"Accuracy: {trained:.2%}; frozen, as the file holds it: {frozen:.2%}. Wrote {keras_file}, {tflite_file}.")
+        return
     shown = slice(0, 18)
     predictions = kb.deploy.predict(flatbuffer, images[shown]).argmax(-1)
     plot(

@@ -61,7 +61,7 @@ PARTS = {
                 "tests/layers",
                 *_files("tests", "constraints files metrics quantizers visualize"),
                 *_files("tests/checkpoints", "names state_dicts"),
-                *_files("tests/deploy", "binary compare elementary fold inspect lce_layers report tflite without_lce"),
+                *_files("tests/deploy", "binary compare elementary flatbuffer fold inspect interpreters lce_layers report"),
                 *_files("tests/training", "losses monitoring progress recipe teachers"),
             ),
         ),
@@ -74,7 +74,7 @@ PARTS = {
     "JAX": Part(
         (
             ("pytest", *BACKENDS),
-            ("pytest", *_files("tests/deploy", "fold freeze lce_layers lower opened without_lce")),
+            ("pytest", *_files("tests/deploy", "fold freeze lce_layers lower opened")),
             (
                 "pytest",
                 "tests/test_optimizers.py",

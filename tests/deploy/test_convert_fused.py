@@ -15,7 +15,7 @@ from deploy_checks import functional, images, pyramid, sample_errors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from layer_checks import float64, numpy
-from requirements import needs_lce
+from requirements import needs_interpreter
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as tflite
@@ -26,7 +26,7 @@ from keras_binaryvit.deploy.verify import first_difference
 flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
-pytestmark = needs_lce
+pytestmark = needs_interpreter
 
 try:
     import binaryvit_runtime

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from requirements import needs_lce
+from requirements import needs_interpreter
 from test_flatbuffer import build
 
 import keras_binaryvit as kb
@@ -237,7 +237,7 @@ def converted():
     return model, kb.deploy.convert(model)
 
 
-@needs_lce
+@needs_interpreter
 def test_of_a_converted_model(converted):
     model, flatbuffer = converted
     inspection = inspect(flatbuffer)
@@ -251,7 +251,7 @@ def test_of_a_converted_model(converted):
     assert binary == {"block_0", "block_1", "patch_merging_1"}
 
 
-@needs_lce
+@needs_interpreter
 def test_plus_ones_are_those_of_the_kernels(converted):
     model, flatbuffer = converted
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
@@ -261,7 +261,7 @@ def test_plus_ones_are_those_of_the_kernels(converted):
     assert total.kernel_plus_ones == sum(np.sum(kernel > 0) for kernel in kernels)
 
 
-@needs_lce
+@needs_interpreter
 def test_damage_to_a_converted_model(converted):
     _, flatbuffer = converted
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from requirements import needs_lce
+from requirements import needs_interpreter
 from test_flatbuffer import build
 
 import keras_binaryvit as kb
@@ -103,7 +103,7 @@ def test_constants_are_aligned():
         assert changed.index(b'{"version"') % 16 == 0
 
 
-@needs_lce
+@needs_interpreter
 def test_interpreters_run_it_as_before():
     import tensorflow as tf
 
@@ -167,7 +167,7 @@ def test_preprocessing_says_what_load_does():
         np.testing.assert_allclose((resized / 255 - described.mean) / described.std, expected, atol=1e-5)
 
 
-@needs_lce
+@needs_interpreter
 def test_command_line_writes_the_data_sets(run_converter, tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.save(tmp_path / "model.keras")

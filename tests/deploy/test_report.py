@@ -9,7 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from requirements import needs_lce
+from requirements import needs_interpreter
 from test_flatbuffer import build
 from test_inspect import options
 
@@ -283,13 +283,13 @@ def test_shares_of_inputs(model):
     hidden = keras.Model(model.inputs, model.get_layer("stem").output).predict(images, verbose=0)
     layer = model.get_layer("binary")
     quantizer = layer.input_quantizer
-    shares = input_shares(model, images)
+    shares = input_shares(model, [images])
     assert shares == {layer.path: pytest.approx(np.mean(hidden >= 0))}
     assert layer.input_quantizer is quantizer
     np.testing.assert_array_equal(model.predict(images, verbose=0), before)
 
 
-@needs_lce
+@needs_interpreter
 def test_of_a_converted_model(tmp_path):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("conversion needs the TensorFlow backend")

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 from deploy_checks import randomize
-from requirements import needs_lce
+from requirements import needs_interpreter
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.verify import first_difference
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("LCE's interpreter is compared with the TensorFlow backend", allow_module_level=True)
-pytestmark = needs_lce
+pytestmark = needs_interpreter
 
 ARGUMENTS = {
     "image_shape": (16, 16, 3),
