@@ -383,8 +383,8 @@ def conversion(folder):
     say(".keras file cut short", lambda: command(to_lce, str(folder / "cut.keras"), str(folder / "x.tflite")))
     say("output folder missing", lambda: command(to_lce, str(folder / "model.keras"), str(folder / "no" / "x.tflite")))
     say("output folder read-only", lambda: command(to_lce, str(folder / "model.keras"), "/proc/x.tflite"))
-    hide = "import sys; sys.modules['larq_compute_engine'] = None; import keras_binaryvit as kb; "
-    say("LCE not installed", lambda: command("-c", hide + f"kb.deploy.convert(kb.BinaryViT(**{TINY}))"))
+    hide = "import importlib.util, keras_binaryvit as kb; importlib.util.find_spec = lambda name: None; "
+    say("TensorFlow not installed", lambda: command("-c", hide + f"kb.deploy.convert(kb.BinaryViT(**{TINY}))"))
     larq = "import keras_binaryvit as kb; kb.quantizers.get('larq.approx_sign')"
     say("Larq without the legacy flag", lambda: command("-c", larq, TF_USE_LEGACY_KERAS="0"))
     conversions(folder)
