@@ -29,12 +29,8 @@ def parse_arguments() -> argparse.Namespace:
         help="lce: what an unmodified LCE runs; fused: one operator a layer, for binaryvit-runtime",
     )
     parser.add_argument("--converter", choices=["auto", "lce", "tensorflow"], default="auto", help="which one to use")
-    parser.add_argument(
-        "--batch-size", type=int, help="images that the file computes at once"
-    )
-    parser.add_argument(
-        "--no-strict", action="store_true", help="convert layers that are binary in name only"
-    )
+    parser.add_argument("--batch-size", type=int, help="images that the file computes at once")
+    parser.add_argument("--no-strict", action="store_true", help="convert layers that are binary in name only")
     parser.add_argument("--float16-tables", action="store_true", help="store large float constants as float16")
     parser.add_argument("--verify", metavar="DATASET", help="verify with this data set's test images, not with noise")
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")

@@ -83,7 +83,9 @@ def run(recipe: Recipe, preset: str) -> None:
     except ImportError as error:
         trained, frozen = accuracy_without_an_interpreter(model, images, labels)
         print(f"Not run. {error}")
-        print(f"Accuracy: {trained:.2%}; frozen, as the file holds it: {frozen:.2%}. Wrote {keras_file}, {tflite_file}.")
+        print(
+            f"Accuracy: {trained:.2%}; frozen, as the file holds it: {frozen:.2%}. Wrote {keras_file}, {tflite_file}."
+        )
         return
     shown = slice(0, 18)
     predictions = kb.deploy.predict(flatbuffer, images[shown]).argmax(-1)

@@ -61,7 +61,9 @@ PARTS = {
                 "tests/layers",
                 *_files("tests", "constraints files metrics quantizers visualize"),
                 *_files("tests/checkpoints", "names state_dicts"),
-                *_files("tests/deploy", "binary compare elementary flatbuffer fold inspect interpreters lce_layers report"),
+                *_files(
+                    "tests/deploy", "binary compare elementary flatbuffer fold inspect interpreters lce_layers report"
+                ),
                 *_files("tests/training", "losses monitoring progress recipe teachers"),
             ),
         ),
