@@ -40,9 +40,9 @@ def test_wrong_models_and_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="num_threads must be between 1 and 64"):
         Interpreter(quantizer(), num_threads=0)
     interpreter = Interpreter(quantizer())
-    with pytest.raises(ValueError, match=r"takes images of shape \(2, 2, 40\). Received: \(2, 40\)"):
+    with pytest.raises(ValueError, match=r"takes arrays of shape \(2, 2, 40\). Received: \(2, 40\)"):
         interpreter.predict(np.zeros((1, 2, 40)))
-    with pytest.raises(ValueError, match="Received: 0 images"):
+    with pytest.raises(ValueError, match="batches of 1, 1 or more. Received: 0"):
         interpreter.predict(np.zeros((0, 2, 2, 40)))
 
 

@@ -58,7 +58,7 @@ def measure(
     """Runs the models by turns, so that whatever else the machine does meets all of them.
 
     Args:
-        models: Paths of `.tflite` files with one input and one output.
+        models: Paths of `.tflite` files.
         threads: Threads that share an inference.
         runs: Inferences of each model to measure.
         warm_up: Inferences of each before those.
@@ -67,13 +67,16 @@ def measure(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no model with one input and one output.
+        ValueError: It is no model.
         RuntimeError: The model has an operator that is unknown or wrong.
     """
     contents = [read_model(model) for model in models]
     interpreters = [Interpreter(content, threads, profile) for content in contents]
     rng = np.random.default_rng(0)
-    images = [rng.standard_normal(interpreter.input_shapes[0], np.float32) for interpreter in interpreters]
+    images = [
+        [_random(rng, shape, dtype) for shape, dtype in zip(interpreter.input_shapes, interpreter.input_dtypes)]
+        for interpreter in interpreters
+    ]
     times = np.zeros((len(models), runs))
     before = [interpreter.profile() for interpreter in interpreters]
     for run in range(-warm_up, runs):
@@ -95,6 +98,12 @@ def measure(
         )
         for index, model in enumerate(models)
     ]
+
+
+def _random(rng, shape, dtype):
+    if dtype.kind == "f":
+        return rng.standard_normal(shape, np.float32).astype(dtype)
+    return rng.integers(0, 128, shape).astype(dtype)
 
 
 def _difference(after, before):
