@@ -31,6 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--converter", choices=["auto", "lce", "tensorflow"], default="auto", help="which one to use")
     parser.add_argument("--batch-size", type=int, help="images that the file computes at once")
     parser.add_argument("--no-strict", action="store_true", help="convert layers that are binary in name only")
+    parser.add_argument(
+        "--int8", action="store_true", help="int8 for float layers, ranges from --verify's training images"
+    )
     parser.add_argument("--float16-tables", action="store_true", help="store large float constants as float16")
     parser.add_argument("--verify", metavar="DATASET", help="verify with this data set's test images, not with noise")
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
@@ -83,6 +86,15 @@ def main() -> None:
         classes = kb.data.info(arguments.verify, arguments.data_dir).class_names
     if arguments.labels:
         classes = tuple(Path(arguments.labels).read_text(encoding="utf-8").splitlines())
+    int8 = {}
+    if arguments.int8:
+        if not arguments.verify:
+            raise ValueError("--int8 takes the ranges of values from training images: say which with --verify DATASET.")
+        side = model.input_shape[1]
+        data = kb.data.load(
+            arguments.verify, "train[:100]", image_size=side, data_dir=arguments.data_dir, batch_size=100, shuffle=False
+        )
+        int8 = {"float_layers": "int8", "representative_data": data.as_numpy_iterator()}
     steps.begin("Freezing and converting")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -93,6 +105,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             strict=not arguments.no_strict,
             converter=arguments.converter,
+            **int8,
         )
     ops = kb.deploy.count_ops(flatbuffer)
     binary = {name: count for name, count in ops.items() if name == "LceBconv2d" or name.startswith("BinaryVit")}
@@ -118,11 +131,13 @@ def main() -> None:
             content = read(flatbuffer)
             images = random_inputs(content, -(-arguments.images // content.inputs[0].shape[0]))
         steps.begin(f"Verifying on {arguments.images} {arguments.verify or 'random'} images")
-        result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty())
+        # Rounded inputs flip signs: what int8 costs is shown, not refused.
+        bounds = {"min_agreement": 0.0, "max_mean_difference": 1.0} if arguments.int8 else {}
+        result = kb.deploy.verify(model, flatbuffer, images, labels, progress=sys.stderr.isatty(), **bounds)
         steps.end(f"agreement {result.agreement:.2%}, largest difference {result.largest_difference:.1e}")
         if labels is not None:
             print(f"Accuracy: {result.model_accuracy:.2%} of the model, {result.flatbuffer_accuracy:.2%} of the file")
-        if result.first_difference:
+        if result.first_difference and not arguments.int8:
             print(f"Where the first disagreement begins: {result.first_difference}")
     kb.deploy.write_file(arguments.output, flatbuffer)
     print(f"Wrote {arguments.output}")

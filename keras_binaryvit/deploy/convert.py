@@ -23,6 +23,7 @@ from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
 from keras_binaryvit.deploy.float16 import with_float16_tables
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import ConversionError
+from keras_binaryvit.deploy.int8 import with_int8_layers
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
 
 CONVERTERS = ("auto", "lce", "tensorflow")
@@ -37,6 +38,8 @@ def convert(
     batch_size: int | None = None,
     strict: bool = True,
     converter: str = "auto",
+    float_layers: str = "float32",
+    representative_data: Any = None,
 ) -> bytes:
     """Returns the `.tflite` flatbuffer of `model`.
 
@@ -56,14 +59,24 @@ def convert(
             warning without.
         converter: `"lce"`: the Larq Compute Engine's. `"tensorflow"`: TensorFlow's, which writes the same file on
             every machine that TensorFlow has a wheel for. `"auto"`: LCE's where it is installed.
+        float_layers: `"int8"`: convolutions and dense layers that aren't binary are quantized after training, which
+            makes the file smaller, and changes some classes; binary layers stay as they are.
+        representative_data: About 100 prepared inputs that the ranges of int8 values are taken from: an array, or
+            batches such as a `tf.data.Dataset` of `data.load`.
 
     Raises:
         ValueError: An argument is unknown or out of range, a side of an input is unknown, or float16 can't hold a
             constant.
         ConversionError: A layer can't be converted, or would compute something else in the file; the message names it.
-        ImportError: TensorFlow isn't installed, or with `converter="lce"` the Larq Compute Engine isn't.
+        ImportError: TensorFlow isn't installed, or with `converter="lce"` the Larq Compute Engine isn't, or with
+            `float_layers="int8"` binaryvit-runtime isn't.
     """
     converter = _chosen(converter)
+    if float_layers not in ("float32", "int8") or (float_layers == "int8") != (representative_data is not None):
+        raise ValueError(
+            "float_layers must be 'float32', or 'int8' with representative_data. "
+            f"Received: float_layers={float_layers!r}, representative_data of type {type(representative_data).__name__}"
+        )
     rows = binary_table(model)
     if strict and (claimed := [row for row in rows if row.claimed and not row.binary]):
         raise ConversionError(
@@ -83,6 +96,8 @@ def convert(
     _check(frozen, content)
     if remaining := [row for row in rows if not row.binary]:
         warnings.warn(_warning(remaining), stacklevel=2)
+    if float_layers == "int8":
+        content = with_int8_layers(content, representative_data)
     return with_float16_tables(content) if float16_tables else content
 
 

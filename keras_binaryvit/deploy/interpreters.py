@@ -166,3 +166,22 @@ def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
             f"repository installs it. The error was: {error}"
         ) from error
     return runtime.Interpreter(flatbuffer, num_threads=num_threads)
+
+
+def observing_interpreter(flatbuffer: bytes) -> Any:
+    """Returns a LiteRT interpreter of `flatbuffer`, with allocated tensors, that keeps every tensor it computes.
+
+    Raises:
+        ImportError: binaryvit-runtime isn't installed.
+    """
+    runtime_interpreter(flatbuffer)  # says what is missing or wrong
+    litert, runtime = (importlib.import_module(name) for name in ("ai_edge_litert.interpreter", "binaryvit_runtime"))
+    delegate = runtime.load_delegate(1)
+    interpreter = litert.Interpreter(
+        model_content=flatbuffer,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_delegates=[delegate],
+    )
+    interpreter.allocate_tensors()
+    return interpreter
