@@ -80,6 +80,8 @@ def main() -> None:
     steps.begin(f"Reading {arguments.model}")
     model = kb.deploy.load_model(arguments.model)
     steps.end(f"{model.name}, {model.count_params():,} parameters")
+    if arguments.verify and len(getattr(model, "inputs", None) or ()) != 1:
+        raise ValueError("--verify is for models with one input, an image. Without it the file is verified on noise.")
     preprocessing = classes = None
     if arguments.verify:
         preprocessing = kb.data.preprocessing(arguments.verify, model.input_shape[1], arguments.data_dir)

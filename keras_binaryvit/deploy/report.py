@@ -7,8 +7,10 @@ import importlib.metadata
 import math
 import os
 import platform
+import string
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -69,9 +71,9 @@ def report(
     batch = [array[: tensor.shape[0]] for array, tensor in zip(inputs, content.inputs, strict=True)]
     latencies = [row for count in threads for row in _latencies(flatbuffer, batch, count, runs)]
     title = title or model.name
-    return _PAGE.format(
+    page = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return page.substitute(
         title=_text(title),
-        style=_STYLE,
         tiles=_tiles(model, inspection, verification, latencies),
         facts=_facts(model, inspection),
         size=_size(model, inspection),
@@ -386,66 +388,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<ul class="tiles">{tiles}</ul>
-<section id="facts"><h2>Model and file</h2>{facts}</section>
-<section id="size"><h2>Size</h2>{size}</section>
-<section id="agreement"><h2>Agreement with the Keras model</h2>{agreement}</section>
-<section id="latency"><h2>Latency</h2>{latency}</section>
-<section id="operators"><h2>Operators</h2>{operators}</section>
-<section id="layers"><h2>Layers</h2>{layers}</section>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { --ink: #1b1f24; --soft: #5b6572; --paper: #fff; --panel: #f4f6f8; --line: #dfe4e9; --bar: #cfe3f7;
-  --dot: #1f6fb5; --differ: #c93a2b; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #98a3b0; --paper: #14181c; --panel: #1e242a; --line: #333c45; --bar: #24445f;
-    --dot: #6cb2ee; --differ: #ff7a68; }
-}
-body { max-width: 64rem; margin: 2rem auto; padding: 0 1.25rem; color: var(--ink); background: var(--paper);
-  font: 0.94rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.12rem; margin: 2.2rem 0 0.6rem; }
-p, figcaption { color: var(--soft); margin: 0 0 0.6rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.75rem; padding: 0;
-  margin: 0; }
-.tiles li { list-style: none; background: var(--panel); border-radius: 0.5rem; padding: 0.75rem 1rem;
-  color: var(--soft); font-size: 0.85rem; }
-.tiles strong { display: block; color: var(--ink); font-size: 1.4rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.24rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 0.82rem; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child, .facts td { text-align: left; }
-.inner td:first-child { padding-left: 1.6rem; color: var(--soft); }
-.facts { width: auto; }
-.facts td { white-space: normal; }
-.facts td:first-child { color: var(--soft); }
-.bar { background: linear-gradient(to left, var(--bar) var(--share), transparent var(--share)); }
-tfoot td { font-weight: 600; }
-#layers tbody tr:not(.inner) td { font-weight: 600; }
-figure { margin: 1rem 0 0; max-width: 30rem; }
-svg { width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 12px; }
-.grid { stroke: var(--line); fill: none; }
-.diagonal { stroke: var(--soft); stroke-dasharray: 4 4; }
-.dots { stroke: var(--dot); stroke-width: 4; stroke-linecap: round; stroke-opacity: 0.6; fill: none; }
-.differ { stroke: var(--differ); stroke-opacity: 1; }
-@media print { body { max-width: none; margin: 0; } }
-"""
