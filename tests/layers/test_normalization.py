@@ -144,6 +144,6 @@ def test_policies(training, policy):
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless it is told to")
 def test_float64_is_that_precise():
     layer, x = BatchNorm(dtype="float64"), np.random.default_rng(0).normal(size=(4, 5, 6, 8))
-    outputs = numpy(layer(x, training=True))
+    outputs = numpy(layer(keras.ops.convert_to_tensor(x, "float64"), training=True))
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
     np.testing.assert_allclose(outputs, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-12, atol=1e-12)
