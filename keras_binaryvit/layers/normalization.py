@@ -62,5 +62,4 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def _deviation(self, variance: Tensor) -> Tensor:
         # TensorFlow and XLA make a division by a square root a product with rsqrt, but not one by a maximum.
-        # (The cast, because for Keras on PyTorch a maximum with a number is float32.)
-        return ops.maximum(ops.sqrt(variance + self.epsilon), ops.cast(1e-30, variance.dtype))
+        return ops.maximum(ops.sqrt(variance + self.epsilon), 1e-30)
