@@ -118,7 +118,7 @@ def main() -> None:
 
     if preprocessing is not None or classes is not None:
         flatbuffer = kb.deploy.add_metadata(flatbuffer, preprocessing, classes)
-    else:
+    elif getattr(model, "preprocessor", None) is None:
         print("The file won't say how to prepare images or what classes it knows: --verify and --labels give it that.")
 
     images = labels = result = None

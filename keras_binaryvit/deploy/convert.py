@@ -24,7 +24,9 @@ from keras_binaryvit.deploy.float16 import with_float16_tables
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.int8 import with_int8_layers
+from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
+from keras_binaryvit.models.image_classifier import ImageClassifier
 
 CONVERTERS = ("auto", "lce", "tensorflow")
 _LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
@@ -43,8 +45,9 @@ def convert(
 ) -> bytes:
     """Returns the `.tflite` flatbuffer of `model`.
 
-    Its inputs and outputs have the order and the names of the model's. Where TensorFlow isn't the backend, it runs in a
-    process of its own.
+    Its inputs and outputs have the order and the names of the model's. A model with a `preprocessor` or `class_names`
+    gives a file that says how to prepare images and what the classes are called, which `binaryvit-run` reads. Where
+    TensorFlow isn't the backend, it runs in a process of its own.
 
     Args:
         model: A model of any layers, trained or frozen.
@@ -98,7 +101,12 @@ def convert(
         warnings.warn(_warning(remaining), stacklevel=2)
     if float_layers == "int8":
         content = with_int8_layers(content, representative_data)
-    return with_float16_tables(content) if float16_tables else content
+    if float16_tables:
+        content = with_float16_tables(content)
+    if not isinstance(model, ImageClassifier) or not model.include_top:
+        return content
+    preprocessor, class_names = model.preprocessor, model.class_names
+    return content if preprocessor is class_names is None else add_metadata(content, preprocessor, class_names)
 
 
 def _warning(rows: Sequence[BinaryLayer]) -> str:

@@ -17,13 +17,16 @@ import numpy as np
 
 from keras_binaryvit.data import Preprocessing
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
+from keras_binaryvit.layers import ImagePreprocessor
 
 NAME = "binaryvit"
 VERSION = 1
 
 
 def add_metadata(
-    flatbuffer: bytes, preprocessing: Preprocessing | None = None, labels: Sequence[str] | None = None
+    flatbuffer: bytes,
+    preprocessing: Preprocessing | ImagePreprocessor | None = None,
+    labels: Sequence[str] | None = None,
 ) -> bytes:
     """Returns the model with metadata that `binaryvit-run` reads, in place of any that it had.
 
@@ -31,7 +34,8 @@ def add_metadata(
 
     Args:
         flatbuffer: A model with one input, `(batch, height, width, channels)`, and one output, `(batch, classes)`.
-        preprocessing: How to make the input of an image; `kb.data.preprocessing` says it of a data set.
+        preprocessing: How to make the input of an image: a model's `preprocessor`, or what `kb.data.preprocessing` says
+            of a data set.
         labels: The classes' names, in the order of the outputs.
 
     Raises:
@@ -61,7 +65,10 @@ def _checked_preprocessing(preprocessing, input_shape):
         raise ValueError(f"The model takes {channels} channels. Received: mean={mean}, std={std}")
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise ValueError(f"mean and std must be finite, and std positive. Received: mean={mean}, std={std}")
-    resize = min(height, width) if preprocessing.resize is None else int(preprocessing.resize)
+    if isinstance(preprocessing, ImagePreprocessor):
+        resize = min(preprocessing.resize_size)
+    else:
+        resize = min(height, width) if preprocessing.resize is None else int(preprocessing.resize)
     if resize < min(height, width):
         raise ValueError(f"resize must be at least the crop's {min(height, width)} pixels. Received: {resize}")
     if preprocessing.interpolation not in ("bilinear", "bicubic"):

@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from deploy_checks import randomize
 from PIL import Image
 from requirements import needs_interpreter
 from test_flatbuffer import build
@@ -184,3 +185,20 @@ def test_command_line_writes_the_data_sets(run_converter, tmp_path):
     with pytest.raises(SystemExit, match="has 10 classes. Received: 2 labels"):
         convert("b.tflite", "--labels", tmp_path / "short.txt")
     assert not (tmp_path / "b.tflite").exists()
+
+
+@needs_interpreter
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="about the other backends")
+def test_a_models_own_preprocessor_and_class_names(tmp_path):
+    runtime = pytest.importorskip("binaryvit_runtime")
+    preprocessor = kb.layers.ImagePreprocessor(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), resize_size=20)
+    arguments = {"preprocessor": preprocessor, "class_names": ("ant", "bee", "cat")}
+    model = randomize(kb.BinaryViT((16, 16, 3), 3, 4, (16, 32), (1, 1), (1, 2), (2, 1), (2, 1), **arguments))
+    classifier = runtime.Classifier(kb.deploy.convert(model, "fused"))
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype("uint8")
+    image = np.repeat(np.repeat(noise, 10, axis=0), 8, axis=1)  # large, and without detail that is rounded differently
+    ours, theirs = model.classify(image, top=3)[0], classifier.classify(image, top_k=3)
+    assert [(p.index, p.label) for p in ours] == [(p.index, p.label) for p in theirs]
+    np.testing.assert_allclose([p.probability for p in ours], [p.probability for p in theirs], atol=0.1)
+    without_top = kb.BinaryViT(**{**model.get_config(), "preprocessor": preprocessor, "include_top": False})
+    assert "binaryvit" not in entries(kb.deploy.convert(without_top))
