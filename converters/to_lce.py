@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 # A .keras file is the same for all backends, and conversion needs TensorFlow.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -121,7 +122,8 @@ def main() -> None:
     elif getattr(model, "preprocessor", None) is None:
         print("The file won't say how to prepare images or what classes it knows: --verify and --labels give it that.")
 
-    images = labels = result = None
+    images: Any = None
+    labels = result = None
     if not arguments.no_verify:
         if arguments.verify:
             split = f"test[:{arguments.images}]"
