@@ -19,9 +19,9 @@ def main() -> None:
     recipes.add_arguments(
         parser,
         output=Path("out/quickstart"),
-        epochs=25,
+        epochs=20,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=8e-3,
         schedule="step",
         warmup_epochs=1,
     )
