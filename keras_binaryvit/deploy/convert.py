@@ -19,7 +19,7 @@ from typing import Any
 import keras
 
 from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
-from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
+from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_tables
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import ConversionError
@@ -98,7 +98,8 @@ def convert(
     content = _renamed(content, named.inputs, shapes, inputs, outputs)
     _check(frozen, content)
     if remaining := [row for row in rows if not row.binary]:
-        warnings.warn(_warning(remaining), stacklevel=2)
+        named_rows = "".join(f"\n  {row}" for row in remaining)
+        warnings.warn(f"These layers have quantizers and are float32 in the file:{named_rows}", stacklevel=2)
     if float_layers == "int8":
         content = with_int8_layers(content, representative_data)
     if float16_tables:
@@ -107,10 +108,6 @@ def convert(
         return content
     preprocessor, class_names = model.preprocessor, model.class_names
     return content if preprocessor is class_names is None else add_metadata(content, preprocessor, class_names)
-
-
-def _warning(rows: Sequence[BinaryLayer]) -> str:
-    return "These layers have quantizers and are float32 in the file:" + "".join(f"\n  {row}" for row in rows)
 
 
 def _chosen(converter: str) -> str:

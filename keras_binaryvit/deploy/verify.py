@@ -12,6 +12,7 @@ from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
 from keras_binaryvit.deploy.interpreters import Inputs, interpreter_of, is_fused, outputs_of, predict, prepared
+from keras_binaryvit.deploy.lower import graph_of
 
 
 class VerificationError(RuntimeError):
@@ -141,9 +142,7 @@ def _outputs(model, inputs):
 def structured(model: keras.Model, inputs: list[np.ndarray]) -> Any:
     """Returns an array for each input of a model in the structure that it takes."""
     structure = getattr(model, "_inputs_struct", None)
-    if structure is not None:
-        return keras.tree.pack_sequence_as(structure, inputs)
-    return inputs[0] if len(inputs) == 1 else inputs
+    return keras.tree.pack_sequence_as(graph_of(model).input if structure is None else structure, inputs)
 
 
 def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tolerance: float = 1e-4) -> str | None:

@@ -155,6 +155,7 @@ class BinaryViT(ImageClassifier):
         name: str | None = None,
         trainable: bool = True,
     ):
+        arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         stages = {
             "embed_dims": embed_dims,
             "depths": depths,
@@ -212,7 +213,7 @@ class BinaryViT(ImageClassifier):
                 block += 1
         x = BatchNorm(dtype=dtype, name="norm")(x)
         outputs = top(x, num_classes, include_top, pooling, class_token, dtype)
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        super().__init__(inputs, outputs, arguments)
 
     @property
     def pyramid_outputs(self) -> dict[str, Tensor]:

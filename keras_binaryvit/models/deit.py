@@ -93,6 +93,7 @@ class DeiT(ImageClassifier):
         name: str | None = None,
         trainable: bool = True,
     ):
+        arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         image_shape = checked_image_shape(image_shape)
         depth = positive_integer("depth", depth)
         expansion = positive_integer("expansion", expansion)
@@ -124,4 +125,4 @@ class DeiT(ImageClassifier):
             x = layers.Add(dtype=dtype, name=prefix)([x, h])
         x = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
         outputs = top(x, num_classes, include_top, pooling, True, dtype)
-        super().__init__(inputs, outputs, dtype=dtype, name=name, trainable=trainable)
+        super().__init__(inputs, outputs, arguments)

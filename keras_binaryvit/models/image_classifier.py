@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -34,12 +35,17 @@ class ImageClassifier(PresetModel):
     """A network that gives logits for images, or with `include_top=False` features.
 
     Float images are normalized, as its `preprocessor` gives them; integer images are pixels in 0 to 255, of the size
-    that the network takes, and it normalizes them itself. A subclass has the arguments `image_shape`, `num_classes`,
-    `include_top`, `pooling`, `preprocessor` and `class_names`.
+    that the network takes, and it normalizes them itself.
+
+    Args:
+        inputs: As in `keras.Model`.
+        outputs: As in `keras.Model`.
+        arguments: As in `PresetModel`; `image_shape`, `num_classes`, `include_top`, `preprocessor` and `class_names`
+            are among them.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, **kwargs: Any):
-        super().__init__(inputs, outputs, **kwargs)
+    def __init__(self, inputs: Any, outputs: Any, arguments: Mapping[str, Any]):
+        super().__init__(inputs, outputs, arguments)
         if self.class_names is not None and self.include_top and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"class_names must have one name for each of num_classes={self.num_classes}. "

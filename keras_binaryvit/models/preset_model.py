@@ -17,16 +17,14 @@ _FROZEN = "frozen_layers"
 class PresetModel(keras.Model):
     """A functional model with named architectures.
 
-    A subclass names all its arguments in the signature of its constructor, `name`, `trainable` and `dtype` among them.
-    They are its config, and after the constructor its attributes. It sets `presets` to arguments by name, and `trained`
-    to the SHA-256 of the weights that come with the package, for those presets that have some.
+    What a model is created with is its config, whichever subclass it is of. A subclass sets `presets` to arguments by
+    name, and `trained` to the SHA-256 of the weights that come with the package, for those presets that have some.
 
     Args:
         inputs: As in `keras.Model`.
         outputs: As in `keras.Model`.
-        dtype: Policy of the layers.
-        name: As in `keras.Model`.
-        trainable: As in `keras.Model`.
+        arguments: Of the constructor that builds the layers, `name`, `trainable` and `dtype` among them. They become
+            attributes.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -40,18 +38,21 @@ class PresetModel(keras.Model):
             return model
         bound.apply_defaults()
         _, *arguments = bound.arguments.items()
-        # What a config read from JSON holds is equal to what the user gave.
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments}
-        object.__setattr__(model, "_arguments", values)  # Keras' own would track it, and isn't ready
+        values: dict[str, Any] = {}
+        for name, value in arguments:
+            kind = bound.signature.parameters[name].kind
+            values |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        object.__setattr__(model, "_config", _with_tuples(values))  # Keras' own would track it, and isn't ready
         return model
 
-    def __init__(self, inputs: Any, outputs: Any, dtype: Any = None, name: str | None = None, trainable: bool = True):
-        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+    def __init__(self, inputs: Any, outputs: Any, arguments: Mapping[str, Any]):
+        super().__init__(inputs=inputs, outputs=outputs, name=arguments["name"], trainable=arguments["trainable"])
+        object.__setattr__(self, "_arguments", _with_tuples(arguments))
         for argument, value in self._arguments.items():
             if argument not in _OF_KERAS and not isinstance(getattr(type(self), argument, None), property):
                 setattr(self, argument, value)
-        if dtype is not None:
-            self.dtype_policy = dtype  # by which `compile` knows that losses need scaling
+        if arguments["dtype"] is not None:
+            self.dtype_policy = arguments["dtype"]  # by which `compile` knows that losses need scaling
 
     @classmethod
     def from_preset(cls: type[Model], preset: str, **overrides: Any) -> Model:
@@ -72,8 +73,7 @@ class PresetModel(keras.Model):
             overrides = {"class_names": None, **overrides}
         model = cls(**{"name": preset, **arguments, **overrides})
         if preset in cls.trained:
-            config = model.get_config()
-            new_head = config["num_classes"] != arguments["num_classes"] or not config.get("include_top", True)
+            new_head = model.num_classes != arguments["num_classes"] or not model.include_top
             file = pretrained.FOLDER / f"{preset}.npz"
             pretrained.load(model, file, cls.trained[preset], without=("head",) if new_head else ())
         return model
@@ -86,7 +86,7 @@ class PresetModel(keras.Model):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments, and the paths of layers that aren't trained."""
-        config = {name: _serialized(value) for name, value in self._arguments.items()}
+        config = {name: _serialized(value) for name, value in self._config.items()}
         layers = self._flatten_layers(include_self=False)
         frozen = tuple(layer.path for layer in layers if layer.path and not layer._trainable)
         return {**config, "name": self.name, "trainable": self.trainable, **({_FROZEN: frozen} if frozen else {})}
@@ -101,6 +101,11 @@ class PresetModel(keras.Model):
             if layer.path in frozen:
                 layer.trainable = False
         return model
+
+
+def _with_tuples(arguments):
+    # What a config read from JSON holds is equal to what the user gave.
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def _serialized(value):

@@ -1,5 +1,7 @@
 """freeze compares its result with the model, and names the layer that differs."""
 
+import importlib
+
 import keras
 import pytest
 from deploy_checks import assert_same, functional, images, pyramid
@@ -7,6 +9,7 @@ from keras import layers
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import lower
+from keras_binaryvit.deploy.fold import fold
 
 
 class Noisy(layers.Layer):
@@ -43,6 +46,24 @@ def test_a_wrong_rule(relative, ops, monkeypatch):
     monkeypatch.setattr("keras_binaryvit.deploy.lower_runtime.norm_affine", wrong)
     with pytest.raises(kb.deploy.ConversionError, match="'block_1'.*computes something else"):
         kb.deploy.freeze(pyramid(), ops)
+
+
+@pytest.mark.parametrize("ops", ["lce", "fused"])
+def test_wrong_folding(ops, monkeypatch):
+    """What goes wrong between layers only, as each of them alone is right."""
+
+    def wrong(graph):
+        folded = fold(graph)
+        if len(folded.nodes) > 10:  # the model, not one of its layers
+            head = next(node for node in folded.nodes if node.name.endswith("head-dense"))
+            head.constants["kernel"] = head.constants["kernel"][:, ::-1].copy()
+        return folded
+
+    model = pyramid()
+    kb.deploy.freeze(model, ops)
+    monkeypatch.setattr(importlib.import_module("keras_binaryvit.deploy.freeze"), "fold", wrong)
+    with pytest.raises(kb.deploy.ConversionError, match="The output 0 of the model .* each of its layers"):
+        kb.deploy.freeze(model, ops)
 
 
 def patched(function):

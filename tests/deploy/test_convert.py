@@ -270,6 +270,22 @@ def test_a_model_without_a_graph():
     kb.deploy.verify(model, flatbuffer, x)
 
 
+def test_a_model_without_a_graph_and_with_a_dictionary():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = kb.layers.QuantConv2D(8, 3, **BINARY)
+
+        def call(self, inputs):
+            return {"sum": keras.ops.mean(self.conv(inputs["image"]), (1, 2)) + inputs["bias"]}
+
+    model = Subclassed()
+    rng = np.random.default_rng(0)
+    x = {"image": rng.normal(size=(4, 8, 8, 32)).astype("float32"), "bias": rng.normal(size=(4, 8)).astype("float32")}
+    model(x)
+    kb.deploy.verify(model, kb.deploy.convert(randomize(model)), x)
+
+
 def test_equal_layers_of_one_input():
     def network(x):
         equal = [kb.layers.QuantDense(32, **BINARY) for _ in range(2)]

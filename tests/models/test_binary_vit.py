@@ -245,3 +245,22 @@ def test_pyramid_outputs_by_their_strides():
 def test_unknown_pooling(pooling):
     with pytest.raises(ValueError, match=f"pooling must be one of None, 'avg', 'max'. Received: pooling='{pooling}'"):
         features(pooling=pooling)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Narrow(BinaryViT):
+    """A subclass with an argument of its own, and others that it passes on."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__((8, 8, 3), 3, 4, (width, 2 * width), (1, 1), (1, 2), (1, 1), (2, 2), **kwargs)
+
+
+def test_subclasses(tmp_path):
+    model = Narrow(8, drop_path_rate=0.25, class_names=["a", "b", "c"], name="mine")
+    assert model.embed_dims == (8, 16) and model.class_names == ("a", "b", "c")
+    assert (model.get_config()["width"], model.get_config()["drop_path_rate"]) == (8, 0.25)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is Narrow and loaded.get_config() == model.get_config()
+    images = normal(2, 8, 8, 3)
+    np.testing.assert_array_equal(numpy(loaded(images)), numpy(model(images)))
