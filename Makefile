@@ -62,7 +62,6 @@ format: $(VENV)/.test
 bench: $(VENV)/.runtime
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
 	$(BIN)/python tests/bench_conversion.py
-	$(BIN)/python tests/bench_int8.py
 	$(BIN)/python tests/bench_start.py
 	$(BIN)/python tests/bench_training.py
 	$(BIN)/python tests/bench_scaling.py
