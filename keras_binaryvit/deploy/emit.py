@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy import lce_layers, runtime_layers
-from keras_binaryvit.deploy.graph import ConversionError, Graph, Input, Operation, Pick, Slot
+from keras_binaryvit.deploy.graph import ConversionError, Graph, Input, Operation, Pick, Slot, outside_training
 
 
 def emit(graph: Graph, name: str) -> keras.Model:
@@ -40,6 +40,7 @@ def computed(graph: Graph, inputs: list[Any]) -> list[Any]:
             args, kwargs = keras.tree.map_structure(
                 lambda x, read=read: read[x.index] if isinstance(x, Slot) else x, node.options["call"]
             )
+            kwargs |= outside_training(operation)
             tensors[node] = copies[id(operation)](*args, **kwargs)
             if new and isinstance(operation, keras.Layer) and operation.variables:
                 _copy_weights(operation, copies[id(operation)])  # only now it is built

@@ -144,8 +144,15 @@ def subclassed_graph(model: keras.Model) -> keras.Model:
             f"The model {model.name!r} can't be frozen: the shapes of its inputs aren't known. Build it with one "
             "argument, as model.build((None, 32, 32, 3)) does, or call it on a batch."
         )
-    options = {"training": False} if model._call_has_training_arg else {}
-    return opened(model, lambda: model.call(inputs, **options), inputs)
+    return opened(model, lambda: model.call(inputs, **outside_training(model)), inputs)
+
+
+def outside_training(operation: keras.Operation) -> dict[str, bool]:
+    """Returns the arguments by which `operation` computes as it does outside training.
+
+    Without them the layers that augment images do so.
+    """
+    return {"training": False} if getattr(operation, "_call_has_training_arg", False) else {}
 
 
 def opened(layer: keras.Operation, call: Callable[[], Any], inputs: Any) -> keras.Model:

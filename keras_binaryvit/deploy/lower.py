@@ -27,6 +27,7 @@ from keras_binaryvit.deploy.graph import (
     functional_graph,
     nested_graph,
     opened,
+    outside_training,
     subclassed_graph,
 )
 from keras_binaryvit.layers.quant_dense import same_padding
@@ -254,9 +255,7 @@ def _call(operation, *args, **kwargs):
         return keras.ops.stack([operation.layer(x) for x in keras.ops.unstack(args[0], axis=1)], axis=1)
     if function := rewritten(operation):
         return function(*args)
-    if isinstance(operation, keras.Layer) and operation._call_has_training_arg:
-        kwargs["training"] = False
-    return operation.call(*args, **kwargs)
+    return operation.call(*args, **kwargs | outside_training(operation))
 
 
 def _is_keras(kind):

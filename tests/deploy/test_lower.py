@@ -188,11 +188,21 @@ def test_other_layers_of_keras():
             layers.Activation("softmax")(x),
             layers.Dense(3, activation=layers.PReLU())(x),
             layers.Permute((3, 1, 2))(x),
-            layers.RandomFlip()(layers.GaussianNoise(0.5)(x)),
         ]
 
     model = functional((4, 4, 8), network)
     assert_same(kb.deploy.freeze(model), model, images(model))
+
+
+def test_augmentation_is_for_training():
+    model = functional(
+        (4, 4, 8),
+        lambda x: layers.Dense(3)(layers.RandomFlip()(layers.RandomContrast(0.5)(layers.GaussianNoise(0.5)(x)))),
+    )
+    frozen = kb.deploy.freeze(model)
+    x = images(model, 64)
+    assert_same(frozen, model, x)
+    np.testing.assert_array_equal(numpy(frozen(x)), numpy(frozen(x, training=False)))
 
 
 def test_sides_that_are_unknown():
