@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install -qq
 # PyPI's PyTorch for x86-64 Linux is a build for CUDA of several GB, which no other name than this can bring.
 TORCH := torch==2.13.0$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),+cpu)
 
-.PHONY: quickstart check test lint format bench wheels clean
+.PHONY: quickstart check test docs lint format bench wheels clean
 .DEFAULT_GOAL := quickstart
 
 $(BIN)/python:
@@ -42,6 +42,10 @@ $(VENV)/.torch: | $(VENV)/.test
 	$(BIN)/python -c 'import torch' 2> /dev/null || $(INSTALL) '$(TORCH)' 2> /dev/null || true
 	touch $@
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --resume
 
@@ -50,7 +54,12 @@ check: $(VENV)/.test
 	$(BIN)/python tools/run_tests.py lint types fast
 
 test: $(VENV)/.test $(VENV)/.torch
+	$(MAKE) --silent $(VENV)/.docs || true  # its part is skipped where it can't be installed
 	$(BIN)/python tools/run_tests.py
+
+# The site, in out/site.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 lint: $(VENV)/.test
 	$(BIN)/python tools/run_tests.py lint types

@@ -143,7 +143,8 @@ def load(
     iterator of which no batch is taken doesn't count as an epoch.
 
     Args:
-        name, data_dir: see `info`.
+        name: see `info`.
+        data_dir: see `info`.
         split: a split, a slice of one in TFDS's notation (`train[:1000]`, `train[10%:20%]`), or a sum of such with `+`.
         batch_size: images in a batch, of all hosts together.
         image_size: height and width to make, in pixels; None means as stored.
@@ -269,7 +270,8 @@ def damaged(name: str, split: str = "train", *, data_dir: str | os.PathLike | No
     A split without example 57, counted from 0, is `"train[:57]+train[58:]"`.
 
     Args:
-        name, data_dir: see `info`.
+        name: see `info`.
+        data_dir: see `info`.
         split: a whole split, such as `train`.
 
     Returns:

@@ -40,7 +40,7 @@ def say(title, action):
     text = "no error" if happened is None else f"{type(happened).__name__}: {' '.join(str(happened).split())}"
     text = text.removeprefix("SystemError: ")  # of `command`
     text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "FOLDER", re.sub(r"\x1b\[\d+m", "", text))
-    print(f"* **{title}**\n  {text[:400]}")
+    print(f"* **{title}**<br>\n  `` {text[:400]} ``")
 
 
 def command(*arguments, **environment):

@@ -18,7 +18,7 @@ NEEDS_TORCH = "pickle that would run a command"
 def messages(text):
     """Returns the messages by title, without what is counted from the start of a process, and digests."""
     text = re.sub(r"\b[0-9a-f]{64}\b", "SHA-256", re.sub(r"_\d+\b", "", text))
-    found = dict(re.findall(r"^\* \*\*(.+)\*\*\n  (.*)$", text, re.MULTILINE))
+    found = dict(re.findall(r"^\* \*\*(.+)\*\*<br>\n  (.*)$", text, re.MULTILINE))
     if not importlib.util.find_spec("torch"):
         del found[NEEDS_TORCH]
     return found

@@ -52,6 +52,7 @@ PYTHON = (sys.executable, "-m")
 PARTS = {
     "lint": Part(((*PYTHON, "ruff", "check", "."), (*PYTHON, "ruff", "format", "--check", "."))),
     "types": Part(((*PYTHON, "mypy"),)),
+    "docs": Part((("make", "--silent", "docs"),), needs=("mkdocs", "MkDocs can't be installed")),
     # Files that take seconds, of every area. Left out: what trains, starts processes, or builds whole networks.
     "fast": Part(
         (

@@ -59,10 +59,12 @@ def distribute(
 
     Args:
         devices: How many devices of each host to use, or their names (`"gpu:0"`; on one host only); None means all.
-        job_addresses, num_processes, process_id: Of several hosts, as `keras.distribution.initialize` takes them. They
-            may come from the environment instead: `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES`, `_PROCESS_ID`.
-            If `jax.distributed` is initialised already, as `keras.distribution.initialize()` does it on a TPU pod, they
+        job_addresses: Of several hosts, as `keras.distribution.initialize` takes it. This and the next two may come
+            from the environment instead: `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES`, `_PROCESS_ID`. If
+            `jax.distributed` is initialized already, as `keras.distribution.initialize()` does it on a TPU pod, they
             must not be given.
+        num_processes: Number of hosts.
+        process_id: This host's number, counted from 0.
 
     Raises:
         ValueError: A device isn't there, or what is asked for needs another backend.
