@@ -1,6 +1,7 @@
 """Draws the plots of docs/quantizers.md, SVG that reads on light and dark pages: `python tools/draw_quantizers.py`."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -9,7 +10,7 @@ from keras_binaryvit import quantizers, visualize
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "quantizers"
 # By file: what is drawn in one plot, by label. A quantizer that looks at a whole unit sees the range as one.
-PLOTS = {
+PLOTS: dict[str, dict[str, tuple[Any, tuple[float, float] | None]]] = {
     "signs": {
         "SteSign": ("ste_sign", (-1.5, 1.5)),
         "ApproxSign": ("approx_sign", (-1.5, 1.5)),
