@@ -4,6 +4,7 @@ python converters/to_lce.py model.keras model.tflite --verify cifar10 --data-dir
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -40,7 +41,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
     parser.add_argument("--images", type=int, default=32, help="how many images to verify with")
     parser.add_argument("--no-verify", action="store_true", help="write the file unchecked")
-    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line, if not those of --verify")
+    parser.add_argument(
+        "--trained-on", metavar="DATASET", help="take preprocessing and class names of it, not of the model"
+    )
+    parser.add_argument("--class-names", metavar="FILE", help="the classes' names, one per line, if not the model's")
     parser.add_argument("--report", metavar="HTML", help="write a page about the file: sizes, agreement, speed, layers")
     return parser.parse_args()
 
@@ -83,20 +87,22 @@ def main() -> None:
     steps.end(f"{model.name}, {model.count_params():,} parameters")
     if arguments.verify and len(getattr(model, "inputs", None) or ()) != 1:
         raise ValueError("--verify is for models with one input, an image. Without it the file is verified on noise.")
-    preprocessing = classes = None
+    preprocessor = class_names = None  # of the model
+    if arguments.trained_on:
+        side = model.input_shape[1]
+        preprocessor = kb.data.preprocessor(arguments.trained_on, side, data_dir=arguments.data_dir)
+        class_names = kb.data.info(arguments.trained_on, arguments.data_dir).class_names
+    if arguments.class_names:
+        class_names = tuple(Path(arguments.class_names).read_text(encoding="utf-8").splitlines())
+    load: Any = functools.partial(kb.data.load, arguments.verify, data_dir=arguments.data_dir, shuffle=False)
+    known = preprocessor or getattr(model, "preprocessor", None)
     if arguments.verify:
-        preprocessing = kb.data.preprocessing(arguments.verify, model.input_shape[1], arguments.data_dir)
-        classes = kb.data.info(arguments.verify, arguments.data_dir).class_names
-    if arguments.labels:
-        classes = tuple(Path(arguments.labels).read_text(encoding="utf-8").splitlines())
+        load = functools.partial(load, **({"preprocessor": known} if known else {"image_size": model.input_shape[1]}))
     int8 = {}
     if arguments.int8:
         if not arguments.verify:
             raise ValueError("--int8 takes the ranges of values from training images: say which with --verify DATASET.")
-        side = model.input_shape[1]
-        data = kb.data.load(
-            arguments.verify, "train[:100]", image_size=side, data_dir=arguments.data_dir, batch_size=100, shuffle=False
-        )
+        data = load("train[:100]", batch_size=100)
         int8 = {"float_layers": "int8", "representative_data": data.as_numpy_iterator()}
     steps.begin("Freezing and converting")
     with warnings.catch_warnings(record=True) as caught:
@@ -108,6 +114,8 @@ def main() -> None:
             batch_size=arguments.batch_size,
             strict=not arguments.no_strict,
             converter=arguments.converter,
+            preprocessor=preprocessor,
+            class_names=class_names,
             **int8,
         )
     ops = kb.deploy.count_ops(flatbuffer)
@@ -117,19 +125,16 @@ def main() -> None:
     for warning in caught:
         print(warning.message)
 
-    if preprocessing is not None or classes is not None:
-        flatbuffer = kb.deploy.add_metadata(flatbuffer, preprocessing, classes)
-    elif getattr(model, "preprocessor", None) is None:
-        print("The file won't say how to prepare images or what classes it knows: --verify and --labels give it that.")
+    if not known or not (class_names or getattr(model, "class_names", None)):
+        print(
+            "The file doesn't say how to prepare images and what its classes are called: --trained-on DATASET adds it."
+        )
 
     images: Any = None
     labels = result = None
     if not arguments.no_verify:
         if arguments.verify:
-            split = f"test[:{arguments.images}]"
-            batches = kb.data.load(
-                arguments.verify, split, image_size=model.input_shape[1], data_dir=arguments.data_dir
-            )
+            batches = load(f"test[:{arguments.images}]")
             images, labels = (np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator(), strict=True))
         else:
             content = read(flatbuffer)

@@ -70,9 +70,8 @@ def run(recipe: Recipe, preset: str) -> None:
         )
         return
     split = "test" if "test" in info.num_examples else "validation"
-    batches = kb.data.load(
-        recipe.dataset, split, batch_size=250, image_size=recipe.image_size, data_dir=recipe.data_dir
-    )
+    preprocessor = kb.data.preprocessor(recipe.dataset, recipe.image_size, data_dir=recipe.data_dir)
+    batches = kb.data.load(recipe.dataset, split, batch_size=250, preprocessor=preprocessor, data_dir=recipe.data_dir)
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator(), strict=True))
     print("Converting ...", flush=True)
     flatbuffer = kb.deploy.convert(model)
@@ -92,7 +91,7 @@ def run(recipe: Recipe, preset: str) -> None:
     plot(
         picture,
         history,
-        kb.data.denormalize(images[shown], recipe.dataset),
+        preprocessor.denormalize(images[shown]),
         labels[shown],
         predictions,
         info.class_names,

@@ -37,10 +37,13 @@ def train(recipe: Recipe, **arguments: Any) -> tuple[kb.BinaryViT, dict[str, lis
     if recipe.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}")
     info = kb.data.info(recipe.dataset, recipe.data_dir)
+    preprocessor = kb.data.preprocessor(recipe.dataset, recipe.image_size, data_dir=recipe.data_dir)
     arguments = {
         **arguments,
-        "image_shape": (recipe.image_size, recipe.image_size, info.image_shape[-1]),
+        "image_shape": (*preprocessor.image_size, len(preprocessor.mean)),
         "num_classes": info.num_classes,
+        "preprocessor": preprocessor,
+        "class_names": info.class_names,
         "drop_path_rate": recipe.drop_path_rate,
         "remat": recipe.remat,
     }
@@ -73,7 +76,7 @@ def fit(
     load = functools.partial(
         kb.data.load,
         recipe.dataset,
-        image_size=recipe.image_size,
+        preprocessor=model.preprocessor,
         data_dir=recipe.data_dir,
         seed=recipe.seed,
         shard=distribution.shard,
@@ -147,7 +150,7 @@ def _explained(recipe: Recipe) -> Iterator[None]:
             raise
         raise ValueError(
             f"An image of {recipe.dataset!r} can't be decoded; the last checkpoint is as it was. Find it with "
-            f"keras_binaryvit.data.damaged({recipe.dataset!r}, 'train', data_dir=...), and continue "
+            f"keras_binaryvit.data.find_corrupt({recipe.dataset!r}, 'train', data_dir=...), and continue "
             "with --resume and a --train-split without it, such as 'train[:57]+train[58:]'."
         ) from error
 

@@ -26,6 +26,7 @@ from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.int8 import with_int8_layers
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
+from keras_binaryvit.layers import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier
 
 CONVERTERS = ("auto", "lce", "tensorflow")
@@ -42,12 +43,14 @@ def convert(
     converter: str = "auto",
     float_layers: str = "float32",
     representative_data: Any = None,
+    preprocessor: ImagePreprocessor | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> bytes:
     """Returns the `.tflite` flatbuffer of `model`.
 
-    Its inputs and outputs have the order and the names of the model's. A model with a `preprocessor` or `class_names`
-    gives a file that says how to prepare images and what the classes are called, which `binaryvit-run` reads. Where
-    TensorFlow isn't the backend, it runs in a process of its own.
+    Its inputs and outputs have the order and the names of the model's. The file says how to prepare images and what the
+    classes are called, where the model or the arguments do; `binaryvit-run` reads it. Where TensorFlow isn't the
+    backend, conversion runs in a process of its own.
 
     Args:
         model: A model of any layers, trained or frozen.
@@ -66,10 +69,12 @@ def convert(
             makes the file smaller, and changes some classes; binary layers stay as they are.
         representative_data: About 100 prepared inputs that the ranges of int8 values are taken from: an array, or
             batches such as a `tf.data.Dataset` of `data.load`.
+        preprocessor: How to make the input of an image; `None` means as the model's `preprocessor` does.
+        class_names: The classes' names, in the order of the outputs; `None` means the model's.
 
     Raises:
-        ValueError: An argument is unknown or out of range, a side of an input is unknown, or float16 can't hold a
-            constant.
+        ValueError: An argument is unknown, out of range or doesn't fit the model, a side of an input is unknown, or
+            float16 can't hold a constant.
         ConversionError: A layer can't be converted, or would compute something else in the file; the message names it.
         ImportError: TensorFlow isn't installed, or with `converter="lce"` the Larq Compute Engine isn't, or with
             `float_layers="int8"` binaryvit-runtime isn't.
@@ -104,9 +109,9 @@ def convert(
         content = with_int8_layers(content, representative_data)
     if float16_tables:
         content = with_float16_tables(content)
-    if not isinstance(model, ImageClassifier) or not model.include_top:
-        return content
-    preprocessor, class_names = model.preprocessor, model.class_names
+    if isinstance(model, ImageClassifier) and model.include_top:
+        preprocessor = model.preprocessor if preprocessor is None else preprocessor
+        class_names = model.class_names if class_names is None else class_names
     return content if preprocessor is class_names is None else add_metadata(content, preprocessor, class_names)
 
 

@@ -10,12 +10,10 @@ normalised: (image / 255 - mean) / std. What isn't known is left out.
 """
 
 import json
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_binaryvit.data import Preprocessing
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.layers import ImagePreprocessor
 
@@ -24,22 +22,21 @@ VERSION = 1
 
 
 def add_metadata(
-    flatbuffer: bytes,
-    preprocessing: Preprocessing | ImagePreprocessor | None = None,
-    labels: Sequence[str] | None = None,
+    flatbuffer: bytes, preprocessor: ImagePreprocessor | None = None, class_names: Sequence[str] | None = None
 ) -> bytes:
     """Returns the model with metadata that `binaryvit-run` reads, in place of any that it had.
 
-    Every interpreter reads the model as before. Whether the outputs are logits or probabilities is seen in the graph.
+    `convert` calls it with what the model knows; this is for other converters' files. Every interpreter reads the model
+    as before. Whether the outputs are logits or probabilities is seen in the graph.
 
     Args:
         flatbuffer: A model with one input, `(batch, height, width, channels)`, and one output, `(batch, classes)`.
-        preprocessing: How to make the input of an image: a model's `preprocessor`, or what `kb.data.preprocessing` says
-            of a data set.
-        labels: The classes' names, in the order of the outputs.
+        preprocessor: How to make the input of an image: a model's `preprocessor`, or that of a data set, as
+            `kb.data.preprocessor` returns it.
+        class_names: The classes' names, in the order of the outputs.
 
     Raises:
-        ValueError: The bytes are no such model, or the preprocessing or the labels don't fit it.
+        ValueError: The bytes are no such model, or the preprocessor or the names don't fit it.
     """
     model = flatbuffers.read(flatbuffer)
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.inputs[0].shape) != 4:
@@ -50,40 +47,25 @@ def add_metadata(
     output = model.outputs[0]
     last = next((operator for operator in model.operators if output in operator.outputs), None)
     content: dict = {"version": VERSION}
-    if preprocessing is not None:
-        content |= _checked_preprocessing(preprocessing, model.inputs[0].shape)
+    if preprocessor is not None:
+        given, taken = (*preprocessor.image_size, len(preprocessor.mean)), tuple(model.inputs[0].shape[1:])
+        if given != taken:
+            raise ValueError(f"The model takes images of shape {taken}. Received: a preprocessor that gives {given}")
+        content |= preprocessor.to_metadata()
+        content["resize"] = min(content.pop("resize_size"))
     content["outputs"] = "probabilities" if last and last.name == "SOFTMAX" else "logits"
-    if labels is not None:
-        content["labels"] = _checked_labels(labels, output.shape)
+    if class_names is not None:
+        content["labels"] = _checked_names(list(class_names), output.shape[-1])
     return _with_metadata(flatbuffer, json.dumps(content, ensure_ascii=False).encode())
 
 
-def _checked_preprocessing(preprocessing, input_shape):
-    _, height, width, channels = input_shape
-    mean, std = ([float(value) for value in values] for values in (preprocessing.mean, preprocessing.std))
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"The model takes {channels} channels. Received: mean={mean}, std={std}")
-    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(f"mean and std must be finite, and std positive. Received: mean={mean}, std={std}")
-    if isinstance(preprocessing, ImagePreprocessor):
-        resize = min(preprocessing.resize_size)
-    else:
-        resize = min(height, width) if preprocessing.resize is None else int(preprocessing.resize)
-    if resize < min(height, width):
-        raise ValueError(f"resize must be at least the crop's {min(height, width)} pixels. Received: {resize}")
-    if preprocessing.interpolation not in ("bilinear", "bicubic"):
-        raise ValueError(f"interpolation must be bilinear or bicubic. Received: {preprocessing.interpolation!r}")
-    return {"mean": mean, "std": std, "resize": resize, "interpolation": preprocessing.interpolation}
-
-
-def _checked_labels(labels, output_shape):
-    labels = list(labels)
-    if len(labels) != output_shape[-1]:
-        raise ValueError(f"The model has {output_shape[-1]} classes. Received: {len(labels)} labels")
-    for index, label in enumerate(labels):
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"A label must be a text that isn't empty. Received: {label!r} for class {index}")
-    return labels
+def _checked_names(names, num_classes):
+    if len(names) != num_classes:
+        raise ValueError(f"The model has {num_classes} classes. Received: {len(names)} class names")
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"A class name must be a text that isn't empty. Received: {name!r} for class {index}")
+    return names
 
 
 def _with_metadata(flatbuffer, text):

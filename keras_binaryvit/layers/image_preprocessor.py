@@ -88,6 +88,10 @@ class ImagePreprocessor(keras.layers.Pipeline):
         """Has nothing to build."""
 
     def call(self, images: Tensor) -> Tensor:
+        return self.normalize(self.resize(images))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Returns images resized and cropped, not normalized yet: float32 pixels in 0 to 255."""
         _check_pixels(images)
         if images.shape[-1] is not None and images.shape[-1] != len(self.mean):
             raise ValueError(
@@ -98,7 +102,7 @@ class ImagePreprocessor(keras.layers.Pipeline):
             images = layer(images)
         if self.interpolation == "bicubic":  # which overshoots at edges
             images = _module_of(images).clip(images, 0, 255)
-        return self.normalize(images)
+        return images
 
     def normalize(self, images: Tensor) -> Tensor:
         """Returns images of the right size, of pixels in 0 to 255, normalized."""
@@ -112,6 +116,11 @@ class ImagePreprocessor(keras.layers.Pipeline):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-3], *self.image_size, input_shape[-1])
+
+    def to_metadata(self) -> dict:
+        """Returns what a `.tflite` file says of its images."""
+        names = ("mean", "std", "resize_size", "interpolation")
+        return {name: getattr(self, name) for name in names}
 
     def get_config(self) -> dict:
         return {

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_binaryvit import data
-from keras_binaryvit.layers.checks import checked_image_shape
+from keras_binaryvit.layers import ImagePreprocessor
 from keras_binaryvit.typing import Tensor
 
 # Probabilities below it count as this: a logarithm that float16 still holds.
@@ -24,65 +23,60 @@ def gives_probabilities(model: keras.Model) -> bool:
 
 
 class AdaptedTeacher(keras.Model):
-    """A classifier that takes our normalised images and gives logits, made of one that takes other images.
+    """A classifier that takes our normalized images and gives logits, made of one that takes other images.
 
-    The images go back to 0 ... 255, to the teacher's size (bilinear), from grey to RGB if it wants three channels, and
-    through its own preprocessing. A teacher that ends in a softmax has the logarithm of its probabilities as logits,
-    which only differ by a constant from its own.
+    The images go back to 0 ... 255, to the teacher's size (bilinear), from grayscale to RGB if it wants three channels,
+    and through its own preprocessing. A teacher that ends in a softmax has the logarithm of its probabilities as
+    logits, which only differ by a constant from its own.
 
     With `keras.applications`:
 
     >>> network = keras.applications.MobileNetV2()
     >>> preprocess = keras.applications.mobilenet_v2.preprocess_input
-    >>> teacher = AdaptedTeacher(network, (224, 224, 3), "imagenet2012", preprocess)
+    >>> teacher = AdaptedTeacher(network, student.preprocessor, preprocess=preprocess)
 
     A classifier of KerasHub gives logits, and has its preprocessing as a layer of its own, the `preprocessor`:
 
     >>> network = keras_hub.models.ImageClassifier.from_preset("resnet_50_imagenet")
-    >>> teacher = AdaptedTeacher(network, (224, 224, 3), "imagenet2012", network.preprocessor)
+    >>> teacher = AdaptedTeacher(network, student.preprocessor, preprocess=network.preprocessor)
 
     Args:
         teacher: Any Keras model with one image as input and the scores of the classes as output.
-        image_shape: `(height, width, channels)` of our images.
-        dataset: Name of the data set, which says how our images were normalised: see `data.normalize`.
+        preprocessor: How our images were made: the student's `preprocessor`.
         preprocess: From float images of 0 ... 255, in the teacher's size, to what it takes, in operations of Keras; the
-            teacher takes 0 ... 255 without. One that has learned from `data.load` itself needs no `AdaptedTeacher`.
+            teacher takes 0 ... 255 without. One that has learned with this `preprocessor` needs no `AdaptedTeacher`.
         classes: Index of each of our classes among the teacher's, for those who have more; all of them by default.
         from_logits: Whether the teacher gives logits, rather than probabilities; by default its last layer says so.
 
-    Shapes: `(batch, height, width, channels)` normalised images give `(batch, classes)` logits.
+    Shapes: `(batch, height, width, channels)` normalized images give `(batch, classes)` logits.
 
     Raises:
-        ValueError: The teacher has no weights yet, the data set has other channels, or `classes` aren't the teacher's.
+        ValueError: The teacher has no weights yet, or `classes` aren't the teacher's.
     """
 
     def __init__(
         self,
         teacher: keras.Model,
-        image_shape: Sequence[int],
-        dataset: str,
+        preprocessor: ImagePreprocessor,
+        *,
         preprocess: Callable | None = None,
         classes: Sequence[int] | None = None,
         from_logits: bool | None = None,
     ):
-        height, width, channels = checked_image_shape(image_shape)
         if not teacher.built:
             raise ValueError(f"The teacher {teacher.name!r} has no weights yet; call it on a batch of images first.")
         # float32 under every policy of the session, like the teachers themselves.
         super().__init__(name=f"adapted_{teacher.name}", dtype="float32")
         self.teacher = teacher
-        self.image_shape = (height, width, channels)
-        self.dataset = dataset
         self.preprocess = preprocess
         self.from_logits = not gives_probabilities(teacher) if from_logits is None else from_logits
-        black, white = (data.normalize(np.full((1, 1, channels), value), dataset) for value in (0, 255))
-        self._scale = 255 / (white - black)
-        self._black = black
+        self._mean, self._std = (np.asarray(values, np.float32) for values in (preprocessor.mean, preprocessor.std))
+        channels = len(preprocessor.mean)
         rows, columns, teacher_channels = _input_shape(teacher) or (None, None, channels)
         self._teacher_size: Any = None if None in (rows, columns) else (rows, columns)
         self._to_rgb = channels == 1 and teacher_channels == 3
         self.classes = None
-        outputs = self.compute_output_spec(keras.KerasTensor((None, height, width, channels)))
+        outputs = self.compute_output_spec(keras.KerasTensor((None, *preprocessor.image_size, channels)))
         if len(outputs.shape) != 2:
             raise ValueError(
                 f"The teacher {teacher.name!r} must give (batch, classes). Received: output shape {outputs.shape}"
@@ -95,7 +89,7 @@ class AdaptedTeacher(keras.Model):
         self.built = True
 
     def call(self, inputs: Tensor) -> Tensor:
-        images = (inputs - self._black) * self._scale
+        images = (inputs * self._std + self._mean) * 255
         if self._to_rgb:
             images = ops.repeat(images, 3, axis=-1)
         if self._teacher_size not in (None, tuple(images.shape[1:3])):

@@ -43,7 +43,7 @@ def test_reads_what_is_there(tmp_path):
 
 def test_reads_what_the_converter_writes():
     kb = pytest.importorskip("keras_binaryvit")
-    written = kb.data.Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 9, "bicubic")
+    written = kb.layers.ImagePreprocessor(2, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize_size=9, interpolation="bicubic")
     read = read_metadata(kb.deploy.add_metadata(model(CONTENT), written, ["a", "b", "ü"]))
     expected = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 9, "bicubic")
     assert read == Metadata(expected, "logits", ("a", "b", "ü"))

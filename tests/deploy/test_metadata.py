@@ -4,18 +4,19 @@ import keras
 import numpy as np
 import pytest
 from deploy_checks import randomize
-from PIL import Image
 from requirements import needs_interpreter
 from test_flatbuffer import build
 
 import keras_binaryvit as kb
-from keras_binaryvit.data import Preprocessing
 from keras_binaryvit.deploy import add_metadata
 from keras_binaryvit.deploy import flatbuffer as tflite
+from keras_binaryvit.layers import ImagePreprocessor
 
 schema = pytest.importorskip("tensorflow.lite.python.schema_py_generated", reason="TensorFlow isn't installed")
 
-PREPROCESSING = Preprocessing((0.5, 0.25, 0.125), (1.0, 2.0, 4.0), 9, "bicubic")
+PREPROCESSOR = ImagePreprocessor(
+    (8, 6), (0.5, 0.25, 0.125), (1.0, 2.0, 4.0), resize_size=(12, 9), interpolation="bicubic"
+)
 
 
 def classifier(last="FULLY_CONNECTED", **changes):
@@ -38,7 +39,7 @@ def content(flatbuffer):
 
 
 def test_writes_what_is_known():
-    assert content(add_metadata(classifier(), PREPROCESSING, ["ant", "bee", "Mücke", "fly"])) == {
+    assert content(add_metadata(classifier(), PREPROCESSOR, ["ant", "bee", "Mücke", "fly"])) == {
         "version": 1,
         "mean": [0.5, 0.25, 0.125],
         "std": [1.0, 2.0, 4.0],
@@ -48,7 +49,7 @@ def test_writes_what_is_known():
         "labels": ["ant", "bee", "Mücke", "fly"],
     }
     assert content(add_metadata(classifier("SOFTMAX"))) == {"version": 1, "outputs": "probabilities"}
-    crop = add_metadata(classifier(), Preprocessing((0, 0, 0), (1, 1, 1)))
+    crop = add_metadata(classifier(), ImagePreprocessor((8, 6), (0, 0, 0), (1, 1, 1)))
     assert content(crop)["resize"] == 6 and content(crop)["interpolation"] == "bilinear"
 
 
@@ -81,7 +82,7 @@ def test_all_else_stays(flatbuffer):
     def unpacked(flatbuffer):
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
 
-    changed = add_metadata(flatbuffer, PREPROCESSING)
+    changed = add_metadata(flatbuffer, PREPROCESSOR)
     assert tflite.read(changed) == tflite.read(flatbuffer)
     old, new = unpacked(flatbuffer), unpacked(changed)
     assert (new.version, new.description) == (old.version, old.description)
@@ -108,8 +109,8 @@ def test_constants_are_aligned():
 def test_interpreters_run_it_as_before():
     import tensorflow as tf
 
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalMaxPooling2D()])
-    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((8, 6, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalMaxPooling2D()])
+    x = np.random.default_rng(0).normal(size=(1, 8, 6, 3)).astype("float32")
 
     def run(flatbuffer):
         interpreter = tf.lite.Interpreter(model_content=flatbuffer)
@@ -119,7 +120,7 @@ def test_interpreters_run_it_as_before():
         return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
     flatbuffer = kb.deploy.convert(model)
-    once = add_metadata(flatbuffer, PREPROCESSING, list("abcd"))
+    once = add_metadata(flatbuffer, PREPROCESSOR, list("abcd"))
     twice = add_metadata(once, None, list("efgh"))
     for changed in once, twice:
         np.testing.assert_array_equal(kb.deploy.predict(changed, x), kb.deploy.predict(flatbuffer, x))
@@ -130,12 +131,9 @@ def test_interpreters_run_it_as_before():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((Preprocessing((0.5,), (1.0,)),), "takes 3 channels"),
-        ((Preprocessing((0, 0, 0), (1, 0, 1)),), "std positive"),
-        ((Preprocessing((0, 0, float("nan")), (1, 1, 1)),), "must be finite"),
-        ((Preprocessing((0, 0, 0), (1, 1, 1), 5),), "at least the crop's 6 pixels. Received: 5"),
-        ((Preprocessing((0, 0, 0), (1, 1, 1), 8, "cubic"),), "bilinear or bicubic. Received: 'cubic'"),
-        ((None, ["a", "b"]), "has 4 classes. Received: 2 labels"),
+        ((ImagePreprocessor((8, 6), (0.5,), (1.0,)),), r"takes images of shape \(8, 6, 3\).* gives \(8, 6, 1\)"),
+        ((ImagePreprocessor(8, (0, 0, 0), (1, 1, 1)),), r"takes images of shape \(8, 6, 3\).* gives \(8, 8, 3\)"),
+        ((None, ["a", "b"]), "has 4 classes. Received: 2 class names"),
         ((None, ["a", "b", " ", "d"]), "Received: ' ' for class 2"),
     ],
 )
@@ -157,19 +155,8 @@ def test_models_that_cannot_have_it():
         add_metadata(bytes(builder.Output()).ljust(6304, b"\0"))
 
 
-def test_preprocessing_says_what_load_does():
-    """The same steps in Pillow and NumPy give what `load` gives."""
-    described = kb.data.preprocessing("digits", 12)
-    images = next(kb.data.load("digits", "test[:3]", image_size=12).as_numpy_iterator())[0]
-    pixels = kb.data.denormalize(next(kb.data.load("digits", "test[:3]").as_numpy_iterator())[0], "digits")
-    assert described == Preprocessing((0.3052,), (0.376,))
-    for image, expected in zip(pixels[..., 0], images[..., 0], strict=True):
-        resized = np.asarray(Image.fromarray(image).convert("F").resize((12, 12), Image.Resampling.BILINEAR))
-        np.testing.assert_allclose((resized / 255 - described.mean) / described.std, expected, atol=1e-5)
-
-
 @needs_interpreter
-def test_command_line_writes_the_data_sets(run_converter, tmp_path):
+def test_command_line_writes_a_data_sets(run_converter, tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.save(tmp_path / "model.keras")
     (tmp_path / "names.txt").write_text("".join(f"digit {index}\n" for index in range(10)))
@@ -178,13 +165,17 @@ def test_command_line_writes_the_data_sets(run_converter, tmp_path):
     def convert(output, *arguments):
         run_converter("to_lce.py", tmp_path / "model.keras", tmp_path / output, "--images", 2, *arguments)
 
-    convert("a.tflite", "--verify", "digits", "--labels", tmp_path / "names.txt")
+    convert("a.tflite", "--trained-on", "digits", "--verify", "digits", "--class-names", tmp_path / "names.txt")
     written = content((tmp_path / "a.tflite").read_bytes())
     assert written["labels"] == [f"digit {index}" for index in range(10)]
     assert written["mean"] == [0.3052] and written["std"] == [0.376] and written["resize"] == 8
-    with pytest.raises(SystemExit, match="has 10 classes. Received: 2 labels"):
-        convert("b.tflite", "--labels", tmp_path / "short.txt")
-    assert not (tmp_path / "b.tflite").exists()
+    convert("b.tflite", "--trained-on", "digits", "--no-verify")
+    assert content((tmp_path / "b.tflite").read_bytes()) == written | {"labels": list("0123456789")}
+    convert("c.tflite", "--verify", "digits")
+    assert "binaryvit" not in entries((tmp_path / "c.tflite").read_bytes())
+    with pytest.raises(SystemExit, match="has 10 classes. Received: 2 class names"):
+        convert("d.tflite", "--class-names", tmp_path / "short.txt")
+    assert not (tmp_path / "d.tflite").exists()
 
 
 @needs_interpreter

@@ -177,6 +177,6 @@ def test_a_damaged_image_in_the_middle_of_an_epoch(run, tmp_path):
     folder = write(tmp_path / "tfds", {"train": files[:13] + [(b"garbage", 0)] + files[14:], "validation": files[:8]})
     with pytest.raises(ValueError, match="can't be decoded; the last checkpoint is as it was"):
         run(data_dir=folder)
-    (position,) = kb.data.damaged("imagenet2012", data_dir=folder)
+    (position,) = kb.data.find_corrupt("imagenet2012", data_dir=folder)
     split = f"--train-split=train[:{position}]+train[{position + 1}:]"
     assert "Accuracy: " in run(split, "--resume", data_dir=folder)
