@@ -16,3 +16,4 @@ needs_lce = pytest.mark.skipif(not HAS_LCE, reason="the Larq Compute Engine isn'
 needs_interpreter = pytest.mark.skipif(
     not HAS_LCE and not _installed("binaryvit_runtime"), reason="neither LCE nor binaryvit-runtime is installed"
 )
+needs_runtime = pytest.mark.skipif(not _installed("binaryvit_runtime"), reason="binaryvit-runtime isn't installed")
