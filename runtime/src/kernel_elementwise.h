@@ -6,29 +6,36 @@
 
 namespace binaryvit {
 
-// Scales a row and packs the signs of the shifted values.
 template <typename Isa>
-void ScaleAndPack(const float* values, const float* factors, const float* thresholds, size_t words, float* scaled,
+void ScaleAndPack(const float* values, const float* factors, const float* limits, size_t words, float* scaled,
                   uint32_t* bits) {
   using Simd = typename Isa::Simd;
   Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
     const auto x = Simd::Multiply(Simd::Load(values + i), Simd::Load(factors + i));
     Simd::Store(scaled + i, x);
-    return Simd::Sign(Simd::Add(x, Simd::Load(thresholds + i)));
+    return Simd::Less(x, Simd::Load(limits + i));
   });
 }
 
 template <typename Isa>
 void PackSigns(const float* values, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::IsNegative(Simd::Load(values + i)); });
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::Less(Simd::Load(values + i), Simd::Set(0.0f)); });
+}
+
+template <typename Isa>
+void PackBelow(const float* values, const float* limits, size_t words, uint32_t* bits) {
+  using Simd = typename Isa::Simd;
+  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+    return Simd::Less(Simd::Load(values + i), Simd::Load(limits + i));
+  });
 }
 
 template <typename Isa>
 void PackShifted(const float* values, const float* thresholds, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
   Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    return Simd::IsNegative(Simd::Add(Simd::Load(values + i), Simd::Load(thresholds + i)));
+    return Simd::Less(Simd::Add(Simd::Load(values + i), Simd::Load(thresholds + i)), Simd::Set(0.0f));
   });
 }
 
@@ -37,7 +44,7 @@ void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bi
   using Simd = typename Isa::Simd;
   const typename Simd::Int above = Simd::Set(limit + 1);
   Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    return Simd::IsNegative(Simd::Subtract(Simd::Load(counts + i), above));
+    return Simd::Less(Simd::Load(counts + i), above);
   });
 }
 
@@ -135,68 +142,65 @@ void DotEightsAll(const float* values, const float* factors, float* sums, size_t
   });
 }
 
-// One vector of channels along the row: weights and the neighbours to the left and right stay in registers, and `block`
-// positions share the moves of the latter.
-template <typename Simd, int reach>
-void CrossColumn(const CrossRow& row, size_t channel, float* output) {
-  using Float = typename Simd::Float;
-  constexpr int block = 4;
-  const size_t step = row.channels, width = row.width;
+// `count` positions from x on, all channels of them: they share weights and the neighbours to the left and right. Where
+// they lie inside, all neighbours exist and the column edges are equal.
+template <typename Simd, int reach, int count, bool inside>
+void CrossPositions(const CrossRow& shared, size_t x, float* output) {
+  const CrossRow row = shared;  // nothing that is stored can change it
+  constexpr int size = count + 2 * reach;
+  const size_t step = row.channels;
+  const float* beside[size];
+  Unroll<size>([&](int i) BINARYVIT_INLINE {
+    const size_t at = x + static_cast<size_t>(i) - reach;  // left of the map it wraps around
+    beside[i] = inside || at < row.width ? row.center + at * step : row.zeros;
+  });
   const float* above[reach];
   const float* below[reach];
-  Float vertical[reach], horizontal[reach], window[2 * reach + block];
-  const Float center = Simd::Load(row.weights + channel), row_edge = Simd::Load(row.row_edge + channel);
-  const float* source = row.center + channel;
-  const float* column_edge = row.column_edges + channel;
-  output += channel;
-  Unroll<reach>([&](int d) BINARYVIT_INLINE {
-    above[d] = row.above[d] + channel;
-    below[d] = row.below[d] + channel;
-    vertical[d] = Simd::Load(row.weights + (1 + d) * step + channel);
-    horizontal[d] = Simd::Load(row.weights + (1 + reach + d) * step + channel);
-    window[d] = Simd::Set(0.0f);
+  Unroll<reach>([&](int d) BINARYVIT_INLINE { above[d] = row.above[d] + x * step, below[d] = row.below[d] + x * step; });
+  const float* column_edge = row.column_edges + x * step;
+  output += x * step;
+  ForLanes<Simd>(step, [&](auto lanes, size_t c) BINARYVIT_INLINE {
+    using Lanes = decltype(lanes);
+    typename Lanes::Float window[size], sums[count];
+    Unroll<size>([&](int i) BINARYVIT_INLINE { window[i] = Lanes::Load(beside[i] + c); });
+    const float* weights = row.weights + c;
+    const auto center = Lanes::Load(weights);
+    Unroll<count>([&](int i) BINARYVIT_INLINE { sums[i] = Lanes::Multiply(window[reach + i], center); });
+    Unroll<reach>([&](int d) BINARYVIT_INLINE {
+      const auto weight = Lanes::Load(weights += step);
+      Unroll<count>([&](int i) BINARYVIT_INLINE {
+        const auto pair = Lanes::Add(Lanes::Load(above[d] + i * step + c), Lanes::Load(below[d] + i * step + c));
+        sums[i] = Lanes::Add(sums[i], Lanes::Multiply(pair, weight));
+      });
+    });
+    Unroll<reach>([&](int d) BINARYVIT_INLINE {
+      const auto weight = Lanes::Load(weights += step);
+      Unroll<count>([&](int i) BINARYVIT_INLINE {
+        const auto pair = Lanes::Add(window[reach + i - 1 - d], window[reach + i + 1 + d]);
+        sums[i] = Lanes::Add(sums[i], Lanes::Multiply(pair, weight));
+      });
+    });
+    const auto row_edge = Lanes::Load(row.row_edge + c), edge_inside = Lanes::Add(row_edge, Lanes::Load(column_edge + c));
+    Unroll<count>([&](int i) BINARYVIT_INLINE {
+      auto edge = edge_inside;
+      if constexpr (!inside) edge = Lanes::Add(row_edge, Lanes::Load(column_edge + i * step + c));
+      auto sum = Lanes::Add(sums[i], edge);
+      if (row.residual) sum = Lanes::Add(sum, window[reach + i]);
+      Lanes::Store(output + i * step + c, sum);
+    });
   });
-  const auto load = [&](size_t x) BINARYVIT_INLINE {
-    return x < width ? Simd::Load(source + x * step) : Simd::Set(0.0f);
-  };
-  Unroll<reach>([&](int d) BINARYVIT_INLINE { window[reach + d] = load(static_cast<size_t>(d)); });
-  const auto run = [&](auto residual) BINARYVIT_INLINE {
-    const auto position = [&](int i, size_t at) BINARYVIT_INLINE {
-      Float sum = Simd::Multiply(window[reach + i], center);
-      Unroll<reach>([&](int d) BINARYVIT_INLINE {
-        const Float pair = Simd::Add(Simd::Load(above[d] + at), Simd::Load(below[d] + at));
-        sum = Simd::Add(sum, Simd::Multiply(pair, vertical[d]));
-      });
-      Unroll<reach>([&](int d) BINARYVIT_INLINE {
-        const Float pair = Simd::Add(window[reach + i - 1 - d], window[reach + i + 1 + d]);
-        sum = Simd::Add(sum, Simd::Multiply(pair, horizontal[d]));
-      });
-      sum = Simd::Add(sum, Simd::Add(row_edge, Simd::Load(column_edge + at)));
-      if constexpr (residual) sum = Simd::Add(sum, window[reach + i]);
-      Simd::Store(output + at, sum);
-    };
-    size_t x = 0, at = 0;
-    for (; x + block + reach <= width; x += block, at += block * step) {
-      Unroll<block>([&](int i) BINARYVIT_INLINE {
-        window[2 * reach + i] = Simd::Load(source + at + (reach + i) * step);
-      });
-      Unroll<block>([&](int i) BINARYVIT_INLINE { position(i, at + i * step); });
-      Unroll<2 * reach>([&](int d) BINARYVIT_INLINE { window[d] = window[d + block]; });
-    }
-    for (; x < width; ++x, at += step) {
-      window[2 * reach] = load(x + reach);
-      position(0, at);
-      Unroll<2 * reach>([&](int d) BINARYVIT_INLINE { window[d] = window[d + 1]; });
-    }
-  };
-  if (row.residual) {
-    run(std::true_type());
-  } else {
-    run(std::false_type());
-  }
 }
 
-// The same for any reach.
+template <typename Simd, int reach>
+void CrossReach(const CrossRow& row, float* output) {
+  CrossPositions<Simd, reach, reach, false>(row, 0, output);
+  ForRowTiles<4>(row.width - 2 * reach, [&](size_t x, auto count) {
+    CrossPositions<Simd, reach, count, true>(row, reach + x, output);
+  });
+  CrossPositions<Simd, reach, reach, false>(row, row.width - reach, output);
+}
+
+// The same of a vector of channels for any reach.
 template <typename Simd>
 void CrossAnyReach(const CrossRow& row, size_t channel, float* output) {
   const size_t step = row.channels;
@@ -224,20 +228,18 @@ void CrossAnyReach(const CrossRow& row, size_t channel, float* output) {
 
 template <typename Simd>
 void CrossAll(const CrossRow& row, float* output) {
-  const size_t reach = row.vertical == row.horizontal ? row.vertical : 0;
-  ForLanes<Simd>(row.channels, [&](auto lanes, size_t channel) {
-    using Lanes = decltype(lanes);
-    switch (reach) {
-      case 1:
-        return CrossColumn<Lanes, 1>(row, channel, output);
-      case 2:
-        return CrossColumn<Lanes, 2>(row, channel, output);
-      case 3:
-        return CrossColumn<Lanes, 3>(row, channel, output);
-      default:
-        return CrossAnyReach<Lanes>(row, channel, output);
-    }
-  });
+  switch (row.vertical == row.horizontal && row.width >= 2 * row.horizontal ? row.vertical : 0) {
+    case 1:
+      return CrossReach<Simd, 1>(row, output);
+    case 2:
+      return CrossReach<Simd, 2>(row, output);
+    case 3:
+      return CrossReach<Simd, 3>(row, output);
+    default:
+      return ForLanes<Simd>(row.channels, [&](auto lanes, size_t channel) {
+        CrossAnyReach<decltype(lanes)>(row, channel, output);
+      });
+  }
 }
 
 template <typename Simd>

@@ -6,13 +6,54 @@
 
 namespace binaryvit {
 
-// The next `count` hidden units of each channel of a tile, for a few rows: their sign bits are pushed into a word of
-// each lane, and their values added to the sums.
-template <typename Isa, int rows, int constant_words, bool small_slopes, int vectors>
+// Where the signs of the hidden values of a tile's rows go, unit by unit: as bits to memory,
+template <typename Isa, int rows, int vectors>
+struct StoredSigns {
+  using Float = typename Isa::Simd::Float;
+  uint32_t* bits;
+  size_t stride;
+  size_t index;  // of the unit's first bit
+  typename Isa::Simd::Mask masks[vectors];
+
+  void Add(int, int v, Float x, Float limit) { masks[v] = Isa::Simd::Less(x, limit); }
+  void EndRow(int r) const { Isa::template StoreMasks<vectors>(masks, bits + static_cast<size_t>(r) * stride, index); }
+  void EndUnit() { index += Isa::Tile::kHiddenUnits; }
+};
+
+// or pushed into a word of each lane, until that is full.
+template <typename Isa, int rows, int vectors>
+struct PushedSigns {
+  using Simd = typename Isa::Simd;
+  typename Simd::Int words[rows][vectors];
+
+  void Add(int r, int v, typename Simd::Float x, typename Simd::Float limit) {
+    words[r][v] = Simd::PushLess(words[r][v], x, limit);
+  }
+  void EndRow(int) const {}
+  void EndUnit() const {}
+
+  void Load(const uint32_t* bits, size_t stride) {
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        words[r][v] = Simd::Load(reinterpret_cast<const int32_t*>(bits + r * stride + v * Simd::kLanes));
+      });
+    });
+  }
+  void Store(uint32_t* bits, size_t stride) const {
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        Simd::Store(reinterpret_cast<int32_t*>(bits + r * stride + v * Simd::kLanes), words[r][v]);
+      });
+    });
+  }
+};
+
+// The next `count` hidden units of each channel of a tile, for a few rows: `signs` takes their signs, and their values are
+// added to the sums.
+template <typename Isa, int rows, int constant_words, bool small_slopes, int vectors, typename Signs>
 inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t stride, const Hidden& hidden,
                                          const uint32_t* weights, const float* table, size_t block_size,
-                                         const float* shortcuts, size_t row_of_shortcuts, size_t count,
-                                         typename Isa::Simd::Int (&pushed)[rows][vectors],
+                                         const float* shortcuts, size_t row_of_shortcuts, size_t count, Signs& signs,
                                          typename Isa::Simd::Float (&sums)[rows][vectors]) {
   using Tile = typename Isa::Tile;
   using Simd = typename Isa::Simd;
@@ -29,17 +70,19 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
       });
     });
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Float shortcut[vectors];
+      Float x[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        shortcut[v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
+        x[v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
       });
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
-        x = Prelu<Simd, small_slopes>(Simd::Add(x, shortcut[v]), constants[2][v]);
-        pushed[r][v] = Simd::PushSign(pushed[r][v], Simd::Add(x, constants[3][v]));
-        sums[r][v] = Simd::Add(sums[r][v], x);
+        const Float product = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
+        x[v] = Prelu<Simd, small_slopes>(Simd::Add(product, x[v]), constants[2][v]);
+        signs.Add(r, v, x[v], constants[3][v]);
+        sums[r][v] = Simd::Add(sums[r][v], x[v]);
       });
+      signs.EndRow(r);
     });
+    signs.EndUnit();
     weights += block_size, table += 4 * Tile::kHiddenUnits, shortcuts += hidden.period;
   };
   for (size_t pairs = count / 2; pairs > 0; --pairs) {  // two at a time need fewer moves between registers
@@ -59,12 +102,13 @@ struct ExpandedRows {
   size_t means_stride;
   uint32_t* bits;
   size_t bits_stride;
+  size_t bits_before;  // bits of the tiles before, at `bits`
 };
 
 // All hidden units of a tile of channels. Only without `constant_words` may there be more than a word has bits.
 template <typename Isa, int rows, int constant_words, bool small_slopes>
 inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* weights, const float* table,
-                                        bool begins_words, const ExpandedRows& to) {
+                                        const ExpandedRows& to) {
   using Tile = typename Isa::Tile;
   using Simd = typename Isa::Simd;
   constexpr int vectors = Tile::kHiddenUnits / Simd::kLanes;
@@ -75,29 +119,28 @@ inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* we
   Unroll<rows>([&](int r) BINARYVIT_INLINE {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[r][v] = Simd::Set(0.0f); });
   });
-  const auto part = [&](size_t first, size_t count, uint32_t* bits) BINARYVIT_INLINE {
-    typename Simd::Int pushed[rows][vectors];
-    Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        const auto* word = reinterpret_cast<const int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes);
-        pushed[r][v] = begins_words ? Simd::Set(int32_t{0}) : Simd::Load(word);
-      });
-    });
+  const auto part = [&](size_t first, size_t count, auto& signs) BINARYVIT_INLINE {
     ExpandUnits<Isa, rows, constant_words, small_slopes, vectors>(
         to.activations, to.stride, hidden, weights + first * block_size, table + first * 4 * Tile::kHiddenUnits,
-        block_size, to.shortcuts + first * hidden.period, to.row_of_shortcuts, count, pushed, sums);
-    Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        Simd::Store(reinterpret_cast<int32_t*>(bits + r * to.bits_stride + v * Simd::kLanes), pushed[r][v]);
-      });
-    });
+        block_size, to.shortcuts + first * hidden.period, to.row_of_shortcuts, count, signs, sums);
   };
-  if constexpr (constant_words > 0) {
-    part(0, expansion, to.bits);
+  if constexpr (!Tile::kPushesSigns) {
+    StoredSigns<Isa, rows, vectors> signs = {to.bits, to.bits_stride, to.bits_before, {}};
+    part(0, expansion, signs);
   } else {
     uint32_t* bits = to.bits;
-    for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
-      part(first, expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord, bits);
+    const auto words_from = [&](size_t first, size_t count) BINARYVIT_INLINE {
+      PushedSigns<Isa, rows, vectors> signs = {};
+      if (to.bits_before != 0) signs.Load(bits, to.bits_stride);
+      part(first, count, signs);
+      signs.Store(bits, to.bits_stride);
+    };
+    if constexpr (constant_words > 0) {
+      words_from(0, expansion);
+    } else {
+      for (size_t first = 0; first < expansion; first += kBitsPerWord, bits += Tile::kHiddenUnits) {
+        words_from(first, expansion - first < kBitsPerWord ? expansion - first : kBitsPerWord);
+      }
     }
   }
   const auto share_of_each = Simd::Set(1.0f / static_cast<float>(expansion));
@@ -111,9 +154,9 @@ inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* we
 // A tile of channels for `count` times as many rows as a tile has.
 template <typename Isa, int rows, int constant_words, bool small_slopes>
 __attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32_t* weights, const float* table,
-                                              bool begins_words, ExpandedRows to, size_t count) {
+                                              ExpandedRows to, size_t count) {
   for (; count > 0; --count) {
-    ExpandTile<Isa, rows, constant_words, small_slopes>(hidden, weights, table, begins_words, to);
+    ExpandTile<Isa, rows, constant_words, small_slopes>(hidden, weights, table, to);
     to.activations += rows * to.stride;
     to.shortcuts += rows * to.row_of_shortcuts;
     to.means += rows * to.means_stride;
@@ -125,41 +168,46 @@ template <typename Isa, int constant_words, bool small_slopes>
 void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                  uint32_t* bits, size_t bits_stride) {
   using Tile = typename Isa::Tile;
-  constexpr int height = Tile::kHiddenRows;
-  const size_t row_of_shortcuts = hidden.expansion * hidden.period, share = TilesPerWord(hidden.expansion);
+  constexpr int height = Tile::kRows;
+  const size_t row_of_shortcuts = hidden.expansion * hidden.period;
   const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
   const size_t whole = rows.count / height;
 
   constexpr bool interleaves = Tile::kInterleaves && constant_words > 0;
-  static_assert(!interleaves || height == Tile::kRows, "Interleave takes that many");
   alignas(kAlignment) uint32_t interleaved[interleaves ? kMostInterleavedWords : 1];
   const Rows whole_rows = {interleaves ? interleaved : rows.data, interleaves ? hidden.words : rows.stride, whole};
   if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
 
-  for (size_t tile = 0; tile < hidden.channels / Tile::kHiddenUnits; ++tile) {
-    const uint32_t* weights = hidden.weights + tile * hidden.expansion * block_size;
-    const float* table = hidden.table + 4 * tile * hidden.expansion * Tile::kHiddenUnits;
-    const bool begins_words = tile % share == 0;
+  const size_t tile_bits = Tile::kPushesSigns ? hidden.expansion : hidden.expansion * Tile::kHiddenUnits;
+  const size_t most_bits = Tile::kPushesSigns ? TilesPerWord(hidden.expansion) * hidden.expansion : SIZE_MAX;
+  const uint32_t* weights = hidden.weights;
+  const float* table = hidden.table;
+  size_t shortcut = 0, bits_before = 0;
+  for (size_t channel = 0; channel < hidden.channels; channel += Tile::kHiddenUnits) {
     const auto rows_from = [&](size_t row, const Rows& source) {
       return ExpandedRows{source.data + row * source.stride,
                           source.stride,
-                          shortcuts + row * row_of_shortcuts + tile * Tile::kHiddenUnits % hidden.period,
+                          shortcuts + row * row_of_shortcuts + shortcut,
                           row_of_shortcuts,
-                          means + row * means_stride + tile * Tile::kHiddenUnits,
+                          means + row * means_stride + channel,
                           means_stride,
-                          bits + row * bits_stride + tile / share * WordsFor(hidden.expansion) * Tile::kHiddenUnits,
-                          bits_stride};
+                          bits + row * bits_stride,
+                          bits_stride,
+                          bits_before};
     };
-    ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, begins_words,
-                                                              rows_from(0, whole_rows), whole);
+    ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, rows_from(0, whole_rows), whole);
     // Tiles of fewer rows are few: code for them needn't be there for each number of words.
     if constexpr (height > 1) {
       const size_t first = whole * height;
       const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};
-      ForRowTiles<height / 2>(rest.count, [&](size_t row, auto less) {
-        ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, begins_words, rows_from(first + row, rows), 1);
+      ForRowTiles<(height + 1) / 2>(rest.count, [&](size_t row, auto less) {
+        ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, rows_from(first + row, rows), 1);
       });
     }
+    weights += hidden.expansion * block_size, table += 4 * hidden.expansion * Tile::kHiddenUnits;
+    shortcut += Tile::kHiddenUnits, bits_before += tile_bits;
+    if (shortcut == hidden.period) shortcut = 0;
+    if (bits_before == most_bits) bits_before = 0, bits += WordsFor(hidden.expansion) * Tile::kHiddenUnits;
   }
 }
 
@@ -167,25 +215,14 @@ template <typename Isa>
 void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, float* means, size_t means_stride,
                uint32_t* bits, size_t bits_stride) {
   const auto run = [&](auto words) {
-    ForSlopes<typename Isa::Simd>(hidden.small_slopes, [&](auto small) {
+    ForSlopes(hidden.small_slopes, [&](auto small) {
       ExpandWords<Isa, words, small>(rows, hidden, shortcuts, means, means_stride, bits, bits_stride);
     });
   };
   if (hidden.expansion > kBitsPerWord || !CanInterleave<Isa>(rows, hidden.words)) {
     return run(std::integral_constant<int, 0>());
   }
-  switch (hidden.words) {  // those of 64, 128, 256 and 512 channels
-    case 2:
-      return run(std::integral_constant<int, 2>());
-    case 4:
-      return run(std::integral_constant<int, 4>());
-    case 8:
-      return run(std::integral_constant<int, 8>());
-    case 16:
-      return run(std::integral_constant<int, 16>());
-    default:
-      return run(std::integral_constant<int, 0>());
-  }
+  ForWords(hidden.words, run);
 }
 
 // Splits each of `arrays` arrays of `length` values into its even and odd ones: array i to array i and array i + arrays. An

@@ -26,7 +26,7 @@ inline BINARYVIT_INLINE void Unroll(const Body& body) {
 }
 
 // Calls body(first index, std::integral_constant<int, rows>) for all of `count` rows: `most` at a time, a power of two up to
-// 8, and then for what is left by smaller powers.
+// 8 or 7, and then for what is left by powers of two.
 template <int most, typename Body>
 inline BINARYVIT_INLINE void ForRowTiles(size_t count, const Body& body) {
   size_t row = 0;
@@ -58,7 +58,6 @@ inline BINARYVIT_INLINE void QuartersByHalves(const float* from, typename Simd::
   Simd::Deinterleave(odd[0], odd[1], &quarters[1], &quarters[3]);
 }
 
-// Prelu where `small_slopes` may be true only if the Simd has a faster one for them.
 template <typename Simd, bool small_slopes>
 inline BINARYVIT_INLINE typename Simd::Float Prelu(typename Simd::Float x, typename Simd::Float slope) {
   if constexpr (small_slopes) {
@@ -69,12 +68,9 @@ inline BINARYVIT_INLINE typename Simd::Float Prelu(typename Simd::Float x, typen
 }
 
 // Calls body with std::true_type or std::false_type for that.
-template <typename Simd, typename Body>
+template <typename Body>
 inline BINARYVIT_INLINE void ForSlopes(bool small_slopes, const Body& body) {
-  if constexpr (Simd::kHasPreluByMax) {
-    if (small_slopes) return body(std::true_type());
-  }
-  body(std::false_type());
+  small_slopes ? body(std::true_type()) : body(std::false_type());
 }
 
 // An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
@@ -141,15 +137,15 @@ struct ProjectionTarget {
     float* output;
   };
 
-  RealRows shortcut;
-  RealRows residual;
+  const float* shortcut;
+  const float* residual;
   float* output;
   size_t stride;
   BitRows signs;
 
   Place At(size_t row, size_t unit) const {
-    return {shortcut.data + row * shortcut.stride + unit, residual.data + row * residual.stride + unit,
-            output + row * stride + unit};
+    const size_t i = row * stride + unit;
+    return {shortcut + i, residual + i, output + i};
   }
 };
 
@@ -157,14 +153,14 @@ template <typename Simd, bool small_slopes, bool has_signs, bool scaled, bool ha
 struct ProjectionOutput {
   using Float = typename Simd::Float;
   struct Column {
-    Float multiplier, bias, slope, scale, shift, threshold;
+    Float multiplier, bias, slope, scale, shift, limit;
 
     typename Simd::Mask Store(const typename ProjectionTarget<has_signs>::Place& place, size_t i,
                               typename Simd::Int count) const {
       Float x = Simd::Add(Simd::Multiply(Simd::ToFloat(count), multiplier), bias);
       x = Prelu<Simd, small_slopes>(Simd::Add(x, Simd::Load(place.shortcut + i)), slope);
       if constexpr (scaled) x = Simd::Add(Simd::Multiply(x, scale), shift);
-      const typename Simd::Mask sign = Simd::Sign(Simd::Add(x, threshold));
+      const typename Simd::Mask sign = Simd::Less(x, limit);
       if constexpr (has_residual) x = Simd::Add(x, Simd::Load(place.residual + i));
       Simd::Store(place.output + i, x);
       return sign;
@@ -181,7 +177,7 @@ struct ProjectionOutput {
             Simd::Load(table.slope + unit),
             scaled ? Simd::Load(table.scale + unit) : none,
             scaled ? Simd::Load(table.shift + unit) : none,
-            has_signs ? Simd::Load(table.sign_threshold + unit) : none};
+            has_signs ? Simd::Load(table.sign_limit + unit) : none};
   }
 };
 
@@ -194,7 +190,7 @@ struct ContextTarget {
     float* output;
   };
 
-  RealRows query;
+  const float* query;
   const float* const* shortcuts;
   size_t first_unit;
   float* output;
@@ -202,7 +198,8 @@ struct ContextTarget {
   BitRows signs;
 
   Place At(size_t row, size_t unit) const {
-    return {query.data + row * query.stride + unit, shortcuts[row] + first_unit + unit, output + row * stride + unit};
+    const size_t i = row * stride + unit;
+    return {query + i, shortcuts[row] + first_unit + unit, output + i};
   }
 };
 
@@ -210,14 +207,14 @@ template <typename Simd, bool small_slopes>
 struct ContextOutput {
   struct Column {
     typename Simd::Int offset;
-    typename Simd::Float scale, bias, slope, threshold;
+    typename Simd::Float scale, bias, slope, limit;
 
     typename Simd::Mask Store(const ContextTarget::Place& place, size_t i, typename Simd::Int count) const {
       auto x = Simd::Add(Simd::Multiply(Simd::ToFloat(Simd::Subtract(count, offset)), scale), bias);
       x = Simd::Add(Simd::Add(x, Simd::Load(place.query + i)), Simd::Load(place.shortcut + i));
       x = Prelu<Simd, small_slopes>(x, slope);
       Simd::Store(place.output + i, x);
-      return Simd::Sign(Simd::Add(x, threshold));
+      return Simd::Less(x, limit);
     }
   };
 
@@ -226,18 +223,18 @@ struct ContextOutput {
 
   Column At(size_t unit) const {
     return {Simd::Load(table.offset + unit), Simd::Load(table.scale + unit), Simd::Load(table.bias + unit),
-            Simd::Load(table.slope + unit), Simd::Load(table.sign_threshold + unit)};
+            Simd::Load(table.slope + unit), Simd::Load(table.sign_limit + unit)};
   }
 };
 
-// An Isa has a Simd and a Tile with the static constants kUnits, kWordGroup, kRows (a power of two), kBlocks (1 or 2),
-// kHiddenUnits and kHiddenRows, and
+// An Isa has a Simd and a Tile with the static constants kUnits, kWordGroup, kRows (a power of two or 7), kBlocks (1 or 2),
+// kHiddenUnits and kPushesSigns, and
 //
 //   template <int rows, int vectors, int constant_words, bool interleaved>
 //   static void Count(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
 //                     Simd::Int (&counts)[rows][vectors]);
 //
-// for all powers of two up to kRows, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
+// for kRows and all smaller powers of two, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
 // where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
 // Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. PackMasks(words, bits, mask) sets the bits
 // of words from mask(i), the Simd's Mask of the values from i on; StoreMasks(masks, bits, i) does so for the masks of a
@@ -263,13 +260,13 @@ void Interleave(const Rows& rows, size_t words, uint32_t* output) {
   }
 }
 
-template <typename Isa, int rows, int blocks, bool interleaved, typename Output>
+template <typename Isa, int rows, int blocks, int constant_words, bool interleaved, typename Output>
 inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
                                        const Output& output, size_t row, size_t unit) {
   using Simd = typename Isa::Simd;
   constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
   typename Simd::Int counts[rows][vectors];
-  Isa::Tile::template Count<rows, vectors, 0, interleaved>(activations, stride, weights, words, counts);
+  Isa::Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, words, counts);
   decltype(output.target.At(row, unit)) places[rows];
   Unroll<rows>([&](int r) BINARYVIT_INLINE { places[r] = output.target.At(row + r, unit); });
   // Vector by vector, so that few constants are in registers at a time.
@@ -307,14 +304,14 @@ __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t strid
   alignas(kAlignment) Value edge[rows * width];
   Output beside = output;
   beside.target = {edge, width, unit};
-  StoreTile<Isa, rows, blocks, false>(activations, stride, weights, words, beside, 0, unit);
+  StoreTile<Isa, rows, blocks, 0, false>(activations, stride, weights, words, beside, 0, unit);
   for (int r = 0; r < rows; ++r) {
     std::memcpy(output.target.At(row + r, unit), edge + r * width, (units - unit) * sizeof(Value));
   }
 }
 
 // Weights of a block stay in the first cache while all rows pass. `interleaved` are the rows once more, or null.
-template <typename Isa, int blocks, typename Output>
+template <typename Isa, int blocks, int constant_words, typename Output>
 void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_t* weights, size_t words,
                     const Output& shared, size_t unit, size_t units) {
   const Output output = shared;  // nothing that is stored can change it
@@ -324,23 +321,42 @@ void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_
   size_t done = 0;
   if constexpr (Isa::Tile::kInterleaves) {
     for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words) {
-      StoreTile<Isa, most, blocks, true>(interleaved, rows.stride, weights, words, output, done, unit);
+      StoreTile<Isa, most, blocks, constant_words, true>(interleaved, rows.stride, weights, words, output, done, unit);
     }
   }
   ForRowTiles<most>(rows.count - done, [&](size_t row, auto height) BINARYVIT_INLINE {
     row += done;
     const uint32_t* activations = rows.data + row * rows.stride;
-    if (fits) {
-      StoreTile<Isa, height, blocks, false>(activations, rows.stride, weights, words, output, row, unit);
+    if (fits) {  // the smaller tiles are few
+      constexpr int words_of_tile = height == most ? constant_words : 0;
+      StoreTile<Isa, height, blocks, words_of_tile, false>(activations, rows.stride, weights, words, output, row, unit);
     } else if constexpr (!padded) {
       RunEdge<Isa, height, blocks>(activations, rows.stride, weights, words, output, row, unit, units);
     }
   });
 }
 
-template <typename Isa, typename Output>
-void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
+// Calls body with an integral constant: the number of words where it is one of those that code is unrolled for, or 0.
+template <typename Body>
+inline BINARYVIT_INLINE void ForWords(size_t words, const Body& body) {
+  switch (words) {  // those of 64, 128, 256 and 512 channels
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 8:
+      return body(std::integral_constant<int, 8>());
+    case 16:
+      return body(std::integral_constant<int, 16>());
+    default:
+      return body(std::integral_constant<int, 0>());
+  }
+}
+
+template <typename Isa, int constant_words, typename Output>
+void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& output) {
   using Tile = typename Isa::Tile;
+  constexpr int blocks = constant_words > 0 ? 1 : Tile::kBlocks;
   alignas(kAlignment) uint32_t interleaved[Tile::kInterleaves ? kMostInterleavedWords : 1];
   const bool interleaves = Tile::kInterleaves && CanInterleave<Isa>(rows, weights.words);
   if (interleaves) Interleave<Isa>(rows, weights.words, interleaved);
@@ -349,12 +365,23 @@ void ForEachTile(const Rows& rows, const Weights& weights, const Output& output)
   const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
   const uint32_t* data = weights.data;
   size_t unit = 0;
-  for (; unit + (Tile::kBlocks - 1) * Tile::kUnits < weights.units; unit += Tile::kBlocks * Tile::kUnits) {
-    ForEachRowTile<Isa, Tile::kBlocks>(rows, copy, data, weights.words, output, unit, weights.units);
-    data += Tile::kBlocks * block_size;
+  for (; unit + (blocks - 1) * Tile::kUnits < weights.units; unit += blocks * Tile::kUnits) {
+    ForEachRowTile<Isa, blocks, constant_words>(rows, copy, data, weights.words, output, unit, weights.units);
+    data += blocks * block_size;
   }
-  for (; unit < weights.units; unit += Tile::kUnits, data += block_size) {
-    ForEachRowTile<Isa, 1>(rows, copy, data, weights.words, output, unit, weights.units);
+  if constexpr (blocks > 1) {
+    if (unit < weights.units) {
+      ForEachRowTile<Isa, 1, constant_words>(rows, copy, data, weights.words, output, unit, weights.units);
+    }
+  }
+}
+
+template <typename Isa, typename Output>
+void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
+  if constexpr (Isa::Tile::kUnrollsWords && (decltype(Output::target)::kIsPadded || std::is_same_v<Output, ByteOutput>)) {
+    ForWords(weights.words, [&](auto words) { ForEachTileOf<Isa, words>(rows, weights, output); });
+  } else {
+    ForEachTileOf<Isa, 0>(rows, weights, output);
   }
 }
 
@@ -380,21 +407,21 @@ void MultiplyAll(const Rows& rows, const Weights& weights, const Affine& affine,
 }
 
 template <typename Isa>
-void ProjectAll(const Rows& rows, const Weights& weights, const Projection& table, const RealRows& shortcut,
-                const RealRows& residual, float* output, size_t stride, const BitRows& signs) {
+void ProjectAll(const Rows& rows, const Weights& weights, const Projection& table, const float* shortcut,
+                const float* residual, float* output, size_t stride, const BitRows& signs) {
   using Simd = typename Isa::Simd;
-  const ProjectionTarget<false> target = {shortcut, residual.data ? residual : shortcut, output, stride, {}};
-  ForSlopes<Simd>(table.small_slopes, [&](auto small) {
-    if (table.sign_threshold) {
-      const ProjectionTarget<true> signed_target = {target.shortcut, target.residual, output, stride, signs};
-      if (residual.data) {
+  const ProjectionTarget<false> target = {shortcut, residual ? residual : shortcut, output, stride, {}};
+  ForSlopes(table.small_slopes, [&](auto small) {
+    if (table.sign_limit) {
+      const ProjectionTarget<true> signed_target = {shortcut, target.residual, output, stride, signs};
+      if (residual) {
         ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, true, false, true>{signed_target, table});
       } else {
         ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, true, false, false>{signed_target, table});
       }
     } else if (!table.scale) {
       ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, false, false>{target, table});
-    } else if (!residual.data) {
+    } else if (!residual) {
       ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, true, false>{target, table});
     } else {
       ForEachTile<Isa>(rows, weights, ProjectionOutput<Simd, small, false, true, true>{target, table});
@@ -403,10 +430,10 @@ void ProjectAll(const Rows& rows, const Weights& weights, const Projection& tabl
 }
 
 template <typename Isa>
-void AttendAll(const Rows& rows, const Weights& weights, const Context& table, const RealRows& query,
+void AttendAll(const Rows& rows, const Weights& weights, const Context& table, const float* query,
                const float* const* shortcuts, size_t first_unit, float* output, size_t stride, const BitRows& signs) {
   const ContextTarget target = {query, shortcuts, first_unit, output, stride, signs};
-  ForSlopes<typename Isa::Simd>(table.small_slopes, [&](auto small) {
+  ForSlopes(table.small_slopes, [&](auto small) {
     ForEachTile<Isa>(rows, weights, ContextOutput<typename Isa::Simd, small>{target, table});
   });
 }

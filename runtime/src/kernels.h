@@ -42,13 +42,7 @@ struct Affine {
   int32_t clamp_max;
 };
 
-// Rows of reals, `stride` values from one to the next.
-struct RealRows {
-  const float* data;
-  size_t stride;
-};
-
-// The same of bits, to write to.
+// Rows of bits to write to, `stride` words from one to the next.
 struct BitRows {
   uint32_t* data;
   size_t stride;
@@ -65,6 +59,9 @@ static inline bool HasSmallSlopes(const float* slopes, size_t count) {
 //
 //   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift] [+ residual]
 //
+// A value plus a threshold is negative where the value is below minus the threshold, its sign limit: the comparison rounds
+// nothing, and is one step.
+//
 // One value a unit, and room for a multiple of the unit tile in these arrays and in all rows.
 struct Projection {
   const float* multiplier;
@@ -72,8 +69,8 @@ struct Projection {
   const float* slope;
   const float* scale;  // null: neither scale nor shift
   const float* shift;
-  const float* sign_threshold;  // null: no signs; otherwise no scale
-  bool small_slopes;            // HasSmallSlopes
+  const float* sign_limit;  // null: no signs; otherwise no scale
+  bool small_slopes;        // HasSmallSlopes
 };
 
 // The first product of a feed-forward layer, `expansion` hidden units for each of `channels`, which are a multiple of the
@@ -85,7 +82,7 @@ struct Hidden {
   size_t channels;
   size_t expansion;
   size_t period;  // a multiple of the hidden tile
-  const float* table;  // for each tile of hidden units its multipliers, biases, slopes and thresholds
+  const float* table;  // for each tile of hidden units its multipliers, biases, slopes and sign limits
   bool small_slopes;
 };
 
@@ -96,7 +93,7 @@ struct Context {
   const float* scale;
   const float* bias;
   const float* slope;
-  const float* sign_threshold;
+  const float* sign_limit;
   bool small_slopes;
 };
 
@@ -109,6 +106,7 @@ struct CrossRow {
   const float* const* above;  // by distance, from 1 on
   const float* const* below;
   const float* center;
+  const float* zeros;         // a position outside
   const float* weights;       // center, vertical distances, horizontal distances: `channels` each
   const float* row_edge;      // one a channel
   const float* column_edges;  // one a position and channel
@@ -130,6 +128,8 @@ struct KernelSet {
   size_t unit_tile;    // units whose weights stand side by side
   size_t word_group;   // words of one unit that stand side by side
   size_t hidden_tile;  // the same of hidden units
+  bool pushes_signs;   // how their signs are stored: see PositionOfHidden
+  size_t row_tile;     // rows that go through a product together
 
   // output[row][unit] of all rows and units; `stride` values from one row of the output to the next.
   void (*multiply)(const Rows&, const Weights&, const Affine&, float* output, size_t stride);
@@ -140,22 +140,24 @@ struct KernelSet {
   // Sets bit i % 32 of word i / 32 for each of the 32 * words values that is below zero.
   void (*pack_signs)(const float* values, size_t words, uint32_t* bits);
 
-  // The projection's values; without `residual.data` there is no residual. `signs` are the sign bits of the values before
-  // the residual plus the projection's sign threshold, where it has one.
-  void (*project)(const Rows&, const Weights&, const Projection&, const RealRows& shortcut, const RealRows& residual,
+  // The projection's values; `residual` may be null. All rows of reals are `stride` values apart. `signs` says which values
+  // before the residual are below the projection's sign limit, where it has one.
+  void (*project)(const Rows&, const Weights&, const Projection&, const float* shortcut, const float* residual,
                   float* output, size_t stride, const BitRows& signs);
   // The same for a Context, of a multiple of 32 units. `shortcuts` has a pointer for each row, and they are read from
   // `first_unit` on.
-  void (*attend)(const Rows&, const Weights&, const Context&, const RealRows& query, const float* const* shortcuts,
+  void (*attend)(const Rows&, const Weights&, const Context&, const float* query, const float* const* shortcuts,
                  size_t first_unit, float* output, size_t stride, const BitRows& signs);
-  // For each row the sign bits of hidden values + threshold, at PositionOfHidden, and the means over each channel's units.
+  // For each row which hidden values are below their limits, at PositionOfHidden, and the means over each channel's units.
   void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
                  size_t bits_stride);
   // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
   void (*deinterleave)(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch);
-  // output[i] = values[i] * factors[i], and pack_signs of output[i] + thresholds[i].
-  void (*scale_and_pack)(const float* values, const float* factors, const float* thresholds, size_t words,
-                         float* output, uint32_t* bits);
+  // output[i] = values[i] * factors[i], and pack_below of the output.
+  void (*scale_and_pack)(const float* values, const float* factors, const float* limits, size_t words, float* output,
+                         uint32_t* bits);
+  // Sets a bit for each of the 32 * words values that is below its limit.
+  void (*pack_below)(const float* values, const float* limits, size_t words, uint32_t* bits);
   // pack_signs of values[i] + thresholds[i].
   void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
   // Sets a bit for each of the 32 * words counts that is `limit` or less.
@@ -220,19 +222,25 @@ static inline size_t HiddenIndex(size_t tile, size_t expansion, size_t channel, 
   return (channel / tile * expansion + e) * tile + channel % tile;
 }
 
-// Where the bit of a hidden unit is. A word takes the bits of one lane, `expansion` of each tile, for as many whole tiles
-// as fit (or the 32-bit parts of one); each bit is shifted in from above.
+// Where the bit of a hidden unit is: at HiddenIndex, or where signs are pushed, in the word of its lane. Such a word takes
+// `expansion` bits of each tile, for as many whole tiles as fit (or 32 bits of one); each bit is shifted in from above.
 struct HiddenPosition {
   size_t word;
   size_t bit;
 };
 static inline size_t TilesPerWord(size_t expansion) { return expansion > kBitsPerWord ? 1 : kBitsPerWord / expansion; }
-static inline size_t HiddenWords(size_t tile, size_t channels, size_t expansion) {
-  const size_t tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+static inline size_t HiddenWords(const KernelSet& kernels, size_t channels, size_t expansion) {
+  const size_t tile = kernels.hidden_tile, tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+  if (!kernels.pushes_signs) return WordsFor(tiles * tile * expansion);
   return (tiles + share - 1) / share * WordsFor(expansion) * tile;
 }
-static inline HiddenPosition PositionOfHidden(size_t tile, size_t channels, size_t expansion, size_t channel, size_t e) {
-  const size_t tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+static inline HiddenPosition PositionOfHidden(const KernelSet& kernels, size_t channels, size_t expansion,
+                                              size_t channel, size_t e) {
+  const size_t tile = kernels.hidden_tile, tiles = (channels + tile - 1) / tile, share = TilesPerWord(expansion);
+  if (!kernels.pushes_signs) {
+    const size_t index = HiddenIndex(tile, expansion, channel, e);
+    return {index / kBitsPerWord, index % kBitsPerWord};
+  }
   const size_t index = channel / tile, group = index / share, lane = channel % tile;
   const size_t tiles_here = tiles - group * share < share ? tiles - group * share : share;
   const size_t part = e / kBitsPerWord;

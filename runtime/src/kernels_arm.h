@@ -15,7 +15,7 @@ constexpr size_t kLanes = 4;
 struct Simd {
   using Float = float32x4_t;
   using Int = int32x4_t;
-  using Mask = uint32x4_t;  // its top bits
+  using Mask = uint32x4_t;
   static constexpr size_t kLanes = binaryvit::kLanes;
 
   static Float Load(const float* from) { return vld1q_f32(from); }
@@ -31,25 +31,25 @@ struct Simd {
   static Int Min(Int a, Int b) { return vminq_s32(a, b); }
   static Int Max(Int a, Int b) { return vmaxq_s32(a, b); }
   static Float ToFloat(Int x) { return vcvtq_f32_s32(x); }
-  static Mask IsNegative(Float x) { return vcltzq_f32(x); }
-  static Mask Sign(Float x) { return vreinterpretq_u32_f32(x); }
-  static Mask IsNegative(Int x) { return vcltzq_s32(x); }
+  static Mask Less(Float a, Float b) { return vcltq_f32(a, b); }
+  static Mask Less(Int a, Int b) { return vcltq_s32(a, b); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = vuzp1q_f32(a, b), *odd = vuzp2q_f32(a, b); }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) {
     const float32x4x4_t loaded = vld4q_f32(from);
     for (int i = 0; i < 4; ++i) quarters[i] = loaded.val[i];
   }
-  static constexpr bool kHasPreluByMax = true;
   static Float PreluByMax(Float x, Float slope) { return vmaxq_f32(vmulq_f32(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
-  static Int PushSign(Int bits, Float x) { return vsriq_n_s32(vreinterpretq_s32_f32(x), bits, 1); }
+  static Int PushLess(Int bits, Float x, Float limit) {
+    return vsriq_n_s32(vreinterpretq_s32_f32(vsubq_f32(x, limit)), bits, 1);
+  }
 };
 
 template <typename Sum>
 struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
-  static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
-  static constexpr bool kInterleaves = true;
+  static constexpr int kRows = 4, kBlocks = 1;
+  static constexpr bool kInterleaves = true, kPushesSigns = true, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool interleaved>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
@@ -147,10 +147,9 @@ struct ArmTile {
 // A bit of each of 16 bytes, from masks of 16 values.
 inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
   const uint8x16_t one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  const uint16x8_t low = vuzp2q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
-  const uint16x8_t high = vuzp2q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
-  const uint8x16_t top_bytes = vuzp2q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
-  return vandq_u8(vcltzq_s8(vreinterpretq_s8_u8(top_bytes)), one_bit);
+  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
+  return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)), one_bit);
 }
 
 // Those of 32 values, every two bytes added.

@@ -29,9 +29,8 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm256_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }
-  static Mask IsNegative(Float x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ); }
-  static Mask Sign(Float x) { return x; }
-  static Mask IsNegative(Int x) { return _mm256_castsi256_ps(x); }
+  static Mask Less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  static Mask Less(Int a, Int b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const auto in_order = [](__m256 x) {  // the shuffles work on half vectors
       return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), _MM_SHUFFLE(3, 1, 2, 0)));
@@ -40,12 +39,8 @@ struct Simd {
     *odd = in_order(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
-  static constexpr bool kHasPreluByMax = false;
+  static Float PreluByMax(Float x, Float slope) { return _mm256_max_ps(_mm256_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
-  static Int PushSign(Int bits, Float x) {
-    const __m256i sign = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(INT32_MIN));
-    return _mm256_or_si256(_mm256_srli_epi32(bits, 1), sign);
-  }
 };
 
 __m256i BitsOfBytes(__m256i x) {
@@ -63,8 +58,8 @@ __m256i SumOfBytes(__m256i bytes) {
 
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
-  static constexpr int kRows = 4, kBlocks = 1, kHiddenRows = 4;
-  static constexpr bool kInterleaves = false;
+  static constexpr int kRows = 4, kBlocks = 1;
+  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

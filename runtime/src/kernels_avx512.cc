@@ -25,30 +25,24 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }
-  static Mask IsNegative(Float x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
-  static Mask Sign(Float x) { return _mm512_movepi32_mask(_mm512_castps_si512(x)); }
-  static Mask IsNegative(Int x) { return _mm512_movepi32_mask(x); }
+  static Mask Less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  static Mask Less(Int a, Int b) { return _mm512_cmplt_epi32_mask(a, b); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     *even = _mm512_permutex2var_ps(a, index, b);
     *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(index, _mm512_set1_epi32(1)), b);
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
-  static constexpr bool kHasPreluByMax = false;
+  static Float PreluByMax(Float x, Float slope) { return _mm512_max_ps(_mm512_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) {
     return _mm512_mask_mul_ps(x, _mm512_movepi32_mask(_mm512_castps_si512(x)), x, slope);
-  }
-  static Int PushSign(Int bits, Float x) {
-    constexpr int select = 0xCA;  // by the bits of the first operand
-    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
-    return _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x), _mm512_srli_epi32(bits, 1), select);
   }
 };
 
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 16;
-  static constexpr int kRows = 8, kBlocks = 2, kHiddenRows = 8;
-  static constexpr bool kInterleaves = false;
+  static constexpr int kRows = 7, kBlocks = 2;  // the maps of images of 224 x 224 have multiples of 49 positions
+  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = true;
 
   template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
@@ -58,6 +52,9 @@ struct Tile {
     });
     if (constant_words > 0) words = constant_words;
     for (size_t word = 0; word < words; ++word) {
+      // Of one vector only, activations are operands in memory. As seen by the compiler they may have changed, or it would
+      // keep all of them in registers that there aren't.
+      if (constant_words > 0 && vectors == 1) asm volatile("" : "+r"(activations));
       __m512i weight[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         weight[v] = _mm512_load_si512(weights + (v * words + word) * kUnits);

@@ -57,28 +57,24 @@ struct Simd {
   static Int Min(Int a, Int b) { return a < b ? a : b; }
   static Int Max(Int a, Int b) { return a > b ? a : b; }
   static Float ToFloat(Int x) { return static_cast<float>(x); }
-  static Mask IsNegative(Float x) { return x < 0; }
-  // The sign bit, which -0 may have, and NaN: faster, for sums with a threshold, which are never -0.
-  static Mask Sign(Float x) { return std::signbit(x); }
-  static Mask IsNegative(Int x) { return x < 0; }
+  static Mask Less(Float a, Float b) { return a < b; }
+  static Mask Less(Int a, Int b) { return a < b; }
   // Values 0, 2, 4, ... of a and b together, and values 1, 3, 5, ...
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
   // Values 0, 4, 8, ... of the next 4 * kLanes, then 1, 5, 9, ... and so on.
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
-  // Whether PreluByMax does the same in fewer steps, where HasSmallSlopes is true.
-  static constexpr bool kHasPreluByMax = false;
   // `slope` times x where the sign bit of x is set.
   static Float Prelu(Float x, Float slope) { return std::signbit(x) ? x * slope : x; }
-  // Moves the bits down by one and puts the sign bit of x on top.
-  static Int PushSign(Int bits, Float x) {
-    return static_cast<Int>(static_cast<uint32_t>(bits) >> 1 | static_cast<uint32_t>(std::signbit(x)) << 31);
-  }
+  // The same in fewer steps, where HasSmallSlopes is true.
+  static Float PreluByMax(Float x, Float slope) { return x * slope > x ? x * slope : x; }
+  // Sets whose Tile has kPushesSigns have PushLess(Int bits, Float x, Float limit) as well: it moves the bits down by one
+  // and puts on top whether x is below the limit.
 };
 
 struct Tile {
   static constexpr size_t kUnits = 1, kWordGroup = 1, kHiddenUnits = 1;
-  static constexpr int kRows = 1, kBlocks = 1, kHiddenRows = 1;
-  static constexpr bool kInterleaves = false;
+  static constexpr int kRows = 1, kBlocks = 1;
+  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool>
   static void Count(const uint32_t* activations, size_t, const uint32_t* weights, size_t words,

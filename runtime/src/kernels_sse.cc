@@ -28,26 +28,21 @@ struct Simd {
   static Int Min(Int a, Int b) { return _mm_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm_cvtepi32_ps(x); }
-  static Mask IsNegative(Float x) { return _mm_cmplt_ps(x, _mm_setzero_ps()); }
-  static Mask Sign(Float x) { return x; }
-  static Mask IsNegative(Int x) { return _mm_castsi128_ps(x); }
+  static Mask Less(Float a, Float b) { return _mm_cmplt_ps(a, b); }
+  static Mask Less(Int a, Int b) { return _mm_castsi128_ps(_mm_cmplt_epi32(a, b)); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     *even = _mm_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0));
     *odd = _mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
-  static constexpr bool kHasPreluByMax = false;
+  static Float PreluByMax(Float x, Float slope) { return _mm_max_ps(_mm_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return _mm_blendv_ps(x, _mm_mul_ps(x, slope), x); }
-  static Int PushSign(Int bits, Float x) {
-    const __m128i sign = _mm_and_si128(_mm_castps_si128(x), _mm_set1_epi32(INT32_MIN));
-    return _mm_or_si128(_mm_srli_epi32(bits, 1), sign);
-  }
 };
 
 struct Tile {
   static constexpr size_t kUnits = 4, kWordGroup = 2, kHiddenUnits = 4;
-  static constexpr int kRows = 2, kBlocks = 1, kHiddenRows = 2;
-  static constexpr bool kInterleaves = false;
+  static constexpr int kRows = 2, kBlocks = 1;
+  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

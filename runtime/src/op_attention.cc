@@ -29,6 +29,7 @@ struct Attention {
   void ComputeQueries(const KernelSet& kernels, const float* x, float* output, size_t first, size_t count, int thread);
   void ComputeMasks(const KernelSet& kernels, size_t head, size_t count, int thread);
   bool CopyByHead(const float* row, Buffer<float>* padded) const;
+  bool CopyLimitsByHead(const float* thresholds, Buffer<float>* limits) const;
   bool PackProjection(const NodeView& node, Kernel kernel);
 
   // Inside, heads begin at whole words: `Width` channels, of which some don't exist where HeadDim is no multiple of 32.
@@ -53,7 +54,7 @@ struct Attention {
   // Constants.
   bool packed = false;
   PackedProjection projections[kKernels];
-  Buffer<float> input_thresholds[kKernels];
+  Buffer<float> input_limits[kKernels];  // of the signs that the kernel multiplies
   Buffer<float> scale, natural_scale;  // with and without gaps between heads
   Buffer<float> context_scale, context_bias, context_slope;
   bool small_context_slopes = false;
@@ -117,6 +118,12 @@ bool Attention::CopyByHead(const float* row, Buffer<float>* padded) const {
   return true;
 }
 
+bool Attention::CopyLimitsByHead(const float* thresholds, Buffer<float>* limits) const {
+  if (!CopyByHead(thresholds, limits)) return false;
+  for (size_t i = 0; i < Width(); ++i) (*limits)[i] = -(*limits)[i];
+  return true;
+}
+
 bool Attention::PackProjection(const NodeView& node, Kernel kernel) {
   const size_t source_words = WordsFor(channels);
   const auto* source = static_cast<const uint32_t*>(node.Input(1)->data) + kernel * channels * source_words;
@@ -140,9 +147,9 @@ bool Attention::PackProjection(const NodeView& node, Kernel kernel) {
   }
   const bool has_signs = kernel <= kValue, scaled = kernel == kOutput;
   return PackWeights(*node.session.kernels, rows.data(), to.units, to.words, &to.kernel) &&
-         CopyByHead(row(first), &input_thresholds[kernel]) && CopyByHead(row(first + 1), &to.multiplier) &&
+         CopyLimitsByHead(row(first), &input_limits[kernel]) && CopyByHead(row(first + 1), &to.multiplier) &&
          CopyByHead(row(first + 2), &to.bias) && CopyByHead(row(first + 3), &to.slope) &&
-         (!has_signs || CopyByHead(row(kThresholdRows + kernel), &to.sign_threshold)) &&
+         (!has_signs || CopyLimitsByHead(row(kThresholdRows + kernel), &to.sign_limit)) &&
          (!scaled || (CopyByHead(row(kOutputRows), &to.scale) && CopyByHead(row(kOutputRows + 1), &to.shift)));
 }
 
@@ -198,7 +205,7 @@ bool Attention::Invoke(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
   ThreadPool& pool = node.session.pool;
   const auto for_rows = [&](size_t rows, const auto& body) {
-    const size_t most = RowsPerTask(rows, pool.threads());
+    const size_t most = RowsPerTask(kernels, rows, pool.threads());
     pool.ParallelFor((rows + most - 1) / most, [&](size_t task, int thread) {
       const size_t first = task * most;
       body(first, rows - first < most ? rows - first : most, thread);
@@ -227,7 +234,7 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   uint32_t* bits = own.bits.data();
   const auto pack = [&](Kernel kernel) {
     for (size_t row = 0; row < count; ++row) {
-      kernels.pack_shifted(source + row * Width(), input_thresholds[kernel].data(), Words(), bits + row * Words());
+      kernels.pack_below(source + row * Width(), input_limits[kernel].data(), Words(), bits + row * Words());
     }
   };
   const Rows rows = {bits, Words(), count};
@@ -241,22 +248,21 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
       if (IsPadded()) PadRows(row_of_x, 1, to);
     }
     pack(kReduced);
-    projections[kReduced].Run(kernels, rows, {source, Width()}, {}, reduced, Width());
+    projections[kReduced].Run(kernels, rows, source, nullptr, reduced, Width());
     source = reduced;
     pack(kKey);
   } else {
     for (size_t row = 0; row < count; ++row) {
       const float* from = x + (first + row) * channels;
       if (IsPadded()) PadRows(from, 1, row_of_x), from = row_of_x;
-      kernels.scale_and_pack(from, scale.data(), input_thresholds[kKey].data(), Words(), source + row * Width(),
+      kernels.scale_and_pack(from, scale.data(), input_limits[kKey].data(), Words(), source + row * Width(),
                              bits + row * Words());
     }
   }
-  const RealRows sources = {source, Width()};
-  projections[kKey].Run(kernels, rows, sources, {}, key, Width(), {key_bits.data() + first * Words(), Words()});
+  projections[kKey].Run(kernels, rows, source, nullptr, key, Width(), {key_bits.data() + first * Words(), Words()});
   pack(kValue);
   // Of the value itself only the bits are needed.
-  projections[kValue].Run(kernels, rows, sources, {key, Width()}, shortcuts.data() + first * Width(), Width(),
+  projections[kValue].Run(kernels, rows, source, key, shortcuts.data() + first * Width(), Width(),
                           {value_bits.data() + first * Words(), Words()});
 }
 
@@ -353,11 +359,11 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
     own_output = scaled + 4 * map;
   }
   for (size_t row = 0; row < count; ++row) {
-    kernels.scale_and_pack(x + row * Width(), scale.data(), input_thresholds[kQuery].data(), Words(),
+    kernels.scale_and_pack(x + row * Width(), scale.data(), input_limits[kQuery].data(), Words(),
                            scaled + row * Width(), own.bits.data() + row * Words());
   }
   const Rows bits = {own.bits.data(), Words(), count};
-  projections[kQuery].Run(kernels, bits, {scaled, Width()}, {}, query, Width(), {own.signs.data(), Words()});
+  projections[kQuery].Run(kernels, bits, scaled, nullptr, query, Width(), {own.signs.data(), Words()});
 
   const float* shortcut[kRowsPerTask];
   for (size_t row = 0; row < count; ++row) {
@@ -369,12 +375,11 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
     const Weights head_values = {values.data() + head * value_stride, HeadWidth(), KeyWords()};
     const size_t unit = head * HeadWidth();
     const Context table = {value_sums.data() + unit, context_scale.data() + unit, context_bias.data() + unit,
-                           context_slope.data() + unit, input_thresholds[kOutput].data() + unit, small_context_slopes};
-    kernels.attend({own.masks.data(), MaskWords(), count}, head_values, table, {query + unit, Width()}, shortcut, unit,
+                           context_slope.data() + unit, input_limits[kOutput].data() + unit, small_context_slopes};
+    kernels.attend({own.masks.data(), MaskWords(), count}, head_values, table, query + unit, shortcut, unit,
                    context + unit, Width(), {own.bits.data() + head * HeadWords(), Words()});
   }
-  const RealRows residual = {has_residual ? x : nullptr, Width()};
-  projections[kOutput].Run(kernels, bits, {context, Width()}, residual, own_output, Width());
+  projections[kOutput].Run(kernels, bits, context, has_residual ? x : nullptr, own_output, Width());
   if (IsPadded()) CopyRows(own_output, HeadWidth(), head_dim, count * heads, output, head_dim);
 }
 

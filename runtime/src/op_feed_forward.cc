@@ -29,7 +29,7 @@ struct FeedForward {
   size_t hidden_units = 0;
 
   bool packed = false;
-  Buffer<float> scale, threshold;
+  Buffer<float> scale, sign_limit;
   Buffer<uint32_t> expand_kernel;
   Buffer<float> hidden_table;
   Hidden hidden = {};
@@ -90,12 +90,13 @@ bool FeedForward::PackExpansion(const NodeView& node) {
     for (size_t e = 0; e < expansion; ++e) {
       const size_t index = HiddenIndex(tile, expansion, channel, e), unit = channel * expansion + e;
       float* constants = hidden_table.data() + index / tile * 4 * tile + index % tile;
-      if (channel >= channels) {  // no such unit: a threshold that sets no bit
-        constants[3 * tile] = std::numeric_limits<float>::infinity();
+      if (channel >= channels) {  // no such unit: a limit that sets no bit
+        constants[3 * tile] = -std::numeric_limits<float>::infinity();
         continue;
       }
       std::memcpy(ordered.data() + index * words, source.data() + unit * words, words * sizeof(uint32_t));
-      for (size_t row = 0; row < 4; ++row) constants[row * tile] = table[row * hidden_units + unit] + 0.0f;
+      for (size_t row = 0; row < 3; ++row) constants[row * tile] = table[row * hidden_units + unit] + 0.0f;
+      constants[3 * tile] = -table[3 * hidden_units + unit];
     }
   }
   PackRows(ordered.data(), words, units, words, tile, kernels.word_group, expand_kernel.data());
@@ -118,13 +119,13 @@ bool FeedForward::PackExpansion(const NodeView& node) {
 
 bool FeedForward::PackReduction(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
-  const size_t tile = kernels.hidden_tile, words = HiddenWords(tile, channels, Expansion());
+  const size_t words = HiddenWords(kernels, channels, Expansion());
   Buffer<uint32_t> rows;
   if (!rows.Resize(channels * words)) return false;
   const auto* kernel = static_cast<const uint32_t*>(node.Input(3)->data);
   const size_t source_words = WordsFor(hidden_units);
   for (size_t unit = 0; unit < hidden_units; ++unit) {
-    const HiddenPosition to = PositionOfHidden(tile, channels, Expansion(), unit / Expansion(), unit % Expansion());
+    const HiddenPosition to = PositionOfHidden(kernels, channels, Expansion(), unit / Expansion(), unit % Expansion());
     for (size_t channel = 0; channel < channels; ++channel) {
       const uint32_t bit = kernel[channel * source_words + unit / kBitsPerWord] >> (unit % kBitsPerWord) & 1;
       rows[channel * words + to.word] |= bit << to.bit;
@@ -133,7 +134,7 @@ bool FeedForward::PackReduction(const NodeView& node) {
   const auto* table = static_cast<const float*>(node.Input(4)->data);
   const auto row = [&](size_t index) { return table + index * channels; };
   return reduce.Pack(kernels, rows.data(), words, channels, row(2), row(3), row(4), row(5), row(6)) &&
-         CopyPadded(row(0), channels, &scale) && CopyPadded(row(1), channels, &threshold);
+         CopyPadded(row(0), channels, &scale) && CopyLimits(row(1), channels, &sign_limit);
 }
 
 bool FeedForward::Pack(const NodeView& node) {
@@ -157,7 +158,7 @@ bool FeedForward::Invoke(const NodeView& node) {
   auto* output = static_cast<float*>(node.Output(0)->data);
   const KernelSet& kernels = *node.session.kernels;
   ThreadPool& pool = node.session.pool;
-  const size_t most = RowsPerTask(positions, pool.threads());
+  const size_t most = RowsPerTask(kernels, positions, pool.threads());
   pool.ParallelFor((positions + most - 1) / most, [&](size_t task, int thread) {
     const size_t first = task * most, offset = first * channels;
     const size_t count = positions - first < most ? positions - first : most;
@@ -185,7 +186,7 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
   uint32_t* hidden_bit = hidden_bits.data() + first * reduce.words;
   for (size_t row = 0; row < count; ++row) {
     float* values = s + row * width;
-    kernels.scale_and_pack(x + row * width, scale.data(), threshold.data(), hidden.words, values,
+    kernels.scale_and_pack(x + row * width, scale.data(), sign_limit.data(), hidden.words, values,
                            bit + row * hidden.words);
     float* to = shortcut + row * shortcut_channel.size();
     if (deinterleaves) {
@@ -196,7 +197,7 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
     }
   }
   kernels.expand({bit, hidden.words, count}, hidden, shortcut, mean, width, hidden_bit, reduce.words);
-  reduce.Run(kernels, {hidden_bit, reduce.words, count}, {mean, width}, {residual, width}, own_output, width);
+  reduce.Run(kernels, {hidden_bit, reduce.words, count}, mean, residual, own_output, width);
   if (own_output != output) CopyRows(own_output, width, channels, count, output, channels);
 }
 

@@ -225,13 +225,13 @@ bool FullyConnected::Prepare(const NodeView& node, const Options&) {
 // Bits of `count` rows, the last word of each filled up with zeros.
 void FullyConnected::Pack(const KernelSet& kernels, const float* values, size_t count, Pair pair, uint32_t* stream,
                           uint32_t* bits) const {
-  float thresholds[kChunk];
-  for (float& threshold : thresholds) threshold = -pair.high;
+  float limits[kChunk];
+  for (float& limit : limits) limit = pair.high;
   const size_t total = count * depth, whole = total / kBitsPerWord;
   uint32_t* to = IsWhole() ? bits : stream;
   for (size_t word = 0; word < whole; word += kChunkWords) {
     const size_t size = whole - word < kChunkWords ? whole - word : kChunkWords;
-    kernels.pack_shifted(values + word * kBitsPerWord, thresholds, size, to + word);
+    kernels.pack_below(values + word * kBitsPerWord, limits, size, to + word);
   }
   if (IsWhole()) return;
   uint32_t rest = 0;

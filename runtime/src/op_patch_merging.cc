@@ -16,7 +16,7 @@ struct PatchMerging {
   size_t batch = 0, height = 0, width = 0;  // of the output
   size_t channels = 0, units = 0;
   bool packed = false;
-  Buffer<float> scale, threshold;
+  Buffer<float> scale, sign_limit;
   PackedProjection projection;
 
   // For each thread
@@ -35,7 +35,7 @@ bool PatchMerging::Pack(const NodeView& node) {
     packed = CopyBits(static_cast<const uint32_t*>(node.Input(1)->data), 4 * units, channels, &rows) &&
              projection.Pack(*node.session.kernels, rows.data(), 4 * WordsFor(channels), units, outputs, outputs + units,
                              outputs + 2 * units) &&
-             CopyPadded(table, channels, &scale) && CopyPadded(table + channels, channels, &threshold);
+             CopyPadded(table, channels, &scale) && CopyLimits(table + channels, channels, &sign_limit);
   }
   const auto threads = static_cast<size_t>(node.session.pool.threads());
   const size_t padded_units = PaddedWidth(units);
@@ -93,7 +93,7 @@ void PatchMerging::RunTask(const KernelSet& kernels, const float* x, float* outp
       values = own;
     }
     const size_t below = position / (2 * width), column = position % (2 * width);
-    kernels.scale_and_pack(values, scale.data(), threshold.data(), words, s + position * stride,
+    kernels.scale_and_pack(values, scale.data(), sign_limit.data(), words, s + position * stride,
                            bit + column / 2 * projection.words + (2 * below + column % 2) * words);
   }
   for (size_t column = 0; column < width; ++column) {
@@ -108,13 +108,12 @@ void PatchMerging::RunTask(const KernelSet& kernels, const float* x, float* outp
     }
   }
   const Rows rows = {bit, projection.words, width};
-  const RealRows shortcut_rows = {shortcut, padded_units};
   if (padded_units == units) {
-    projection.Run(kernels, rows, shortcut_rows, {nullptr, 0}, output, units);
+    projection.Run(kernels, rows, shortcut, nullptr, output, units);
     return;
   }
   float* own = padded_output.data() + index * width * padded_units;
-  projection.Run(kernels, rows, shortcut_rows, {nullptr, 0}, own, padded_units);
+  projection.Run(kernels, rows, shortcut, nullptr, own, padded_units);
   CopyRows(own, padded_units, units, width, output, units);
 }
 

@@ -101,6 +101,7 @@ bool Pooling::Invoke(const NodeView& node) {
                           above,
                           below,
                           center,
+                          zeros.data(),
                           weights.data(),
                           row_edges.data() + y * channels,
                           column_edges.data(),

@@ -8,6 +8,12 @@ bool CopyPadded(const float* row, size_t channels, Buffer<float>* padded) {
   return true;
 }
 
+bool CopyLimits(const float* thresholds, size_t channels, Buffer<float>* limits) {
+  if (!limits->Resize(PaddedWidth(channels))) return false;
+  for (size_t i = 0; i < channels; ++i) (*limits)[i] = -thresholds[i];
+  return true;
+}
+
 bool CopyBits(const uint32_t* rows, size_t count, size_t channels, Buffer<uint32_t>* bits) {
   const size_t words = WordsFor(channels);
   if (!bits->Resize(count * words)) return false;
