@@ -148,6 +148,8 @@ def _explained(recipe: Recipe) -> Iterator[None]:
     except tf.errors.InvalidArgumentError as error:
         if not re.search("JPEG|PNG|Decode|image", str(error)):
             raise
+        if named := re.search(r"ValueError: (.*find_corrupt.*)", str(error)):
+            raise ValueError(named[1]) from error
         raise ValueError(
             f"An image of {recipe.dataset!r} can't be decoded; the last checkpoint is as it was. Find it with "
             f"keras_binaryvit.data.find_corrupt({recipe.dataset!r}, 'train', data_dir=...), and continue "

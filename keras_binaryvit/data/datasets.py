@@ -1,7 +1,7 @@
-"""info, preprocessor, load and find_corrupt: labeled images of digits and TensorFlow Datasets (TFDS).
+"""info, preprocessor, load and find_corrupt: labeled images of digits, folders, and TensorFlow Datasets (TFDS).
 
-`load` never downloads. The default data set, `digits`, comes with scikit-learn; every other name is looked up among the
-data sets that TFDS has already prepared in `data_dir`.
+`load` never downloads. The default data set, `digits`, comes with scikit-learn; a folder has one subfolder per class;
+every other name is looked up among the data sets that TFDS has already prepared in `data_dir`.
 """
 
 import numbers
@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from keras_binaryvit.data.augmentation import augment_batch, random_window
-from keras_binaryvit.data.sources import DatasetInfo, Digits, Prepared, base_name, require
+from keras_binaryvit.data.image_folder import ImageFolder
+from keras_binaryvit.data.sources import DatasetInfo, Digits, Prepared, base_name, is_folder, require
 from keras_binaryvit.layers import ImagePreprocessor
 from keras_binaryvit.layers.checks import positive_integer
 
@@ -36,24 +37,32 @@ _CACHE_LIMIT = 2**30  # bytes
 _SHUFFLE_BUFFER = 4096  # images, where the split isn't held in memory: half a gigabyte of ImageNet
 
 
-def info(name: str = "digits", data_dir: str | os.PathLike | None = None) -> DatasetInfo:
+def info(name: str | os.PathLike = "digits", data_dir: str | os.PathLike | None = None) -> DatasetInfo:
     """Describes a data set.
 
+    A folder of images has one subfolder per class, such as `photos/cat/` and `photos/dog/`, or folders `train` and
+    `validation` (or `val`) or `test` with these in them. Without these folders, a tenth of each class is the split
+    `validation`, chosen by the files' names, and the others are the split `train`. Files of a split are in an order in
+    which every slice, such as `train[:10%]`, has its share of each class. Images are JPEG, PNG, WebP, GIF (the first
+    frame) or BMP files; they are RGB, and EXIF orientation is applied. Hidden files are ignored.
+
     Args:
-        name: `digits`, or a TFDS name such as `cifar10`, `imagenet2012` or `mnist_corrupted/fog:1.0.0`.
+        name: `digits`; a folder of images, which ends in `/` or begins with `/`, `.` or `~`, or is a `Path`; or a TFDS
+            name such as `cifar10`, `imagenet2012` or `mnist_corrupted/fog:1.0.0`.
         data_dir: Folder of prepared TFDS data sets, local or in a file system that TensorFlow reads, such as
-            `gs://bucket/folder`; `None` means TFDS's default. `digits` doesn't use it.
+            `gs://bucket/folder`; `None` means TFDS's default. Only TFDS names use it.
 
     Raises:
-        ValueError: No data set has this name, or it isn't one of images (uint8, grayscale or RGB) with class labels.
-        FileNotFoundError: `data_dir` doesn't exist or doesn't hold the data set.
+        ValueError: No data set has this name, or it isn't one of images (uint8, grayscale or RGB) with class labels; or
+            the folder has no classes, an empty one, other files than images, or other classes in another split.
+        FileNotFoundError: The folder doesn't exist, or `data_dir` doesn't, or it doesn't hold the data set.
         ImportError: A package is missing; the message names the extra that installs it.
     """
     return _source(name, data_dir).info
 
 
 def preprocessor(
-    name: str = "digits", image_size: int | None = None, *, data_dir: str | os.PathLike | None = None
+    name: str | os.PathLike = "digits", image_size: int | None = None, *, data_dir: str | os.PathLike | None = None
 ) -> ImagePreprocessor:
     """Returns the preprocessor of a data set, for `load` and for models that learn from it.
 
@@ -87,7 +96,7 @@ def _preprocessor(described, image_size):
 
 
 def load(
-    name: str = "digits",
+    name: str | os.PathLike = "digits",
     split: str = "train",
     *,
     batch_size: int = 128,
@@ -125,8 +134,9 @@ def load(
         shuffle: `None` means where `split` starts with `train`.
         seed: Of shuffling and augmentation.
         cache: True keeps in memory what is the same in every epoch: decoded images, or the encoded ones where random
-            crops are decoded from them. `None` does so below 1 GiB, False never. A path keeps it in that file, of which
-            every combination of data set, split, preprocessor, augment and shard needs its own.
+            crops are decoded from them (files of a folder are left to the system's cache). `None` does so below 1 GiB,
+            False never. A path keeps it in that file, of which every combination of data set, split, preprocessor,
+            augment and shard needs its own.
         drop_remainder: Leave out the last batch if it isn't full.
         first_epoch: The epoch to start with, counted from 0, for training that continues: the batches of the first
             pass are those that a data set from the start gives in its pass `first_epoch`.
@@ -158,15 +168,16 @@ def load(
     elif image_size is not None:
         raise ValueError(f"The preprocessor says the size of the images. Received: image_size={image_size} beside it")
     if len(preprocessor.mean) != channels:
+        given = len(preprocessor.mean)
         raise ValueError(
-            f"Images of {name!r} have {channels} channels. Received: a preprocessor of {len(preprocessor.mean)}"
+            f"Images of {source.info.name!r} have {channels} channels. Received: a preprocessor of {given}"
         )
     size = preprocessor.image_size
     varying = None in stored_size
     resizes = not tuple(stored_size) == size == preprocessor.resize_size
     if augment is True:
         augment = "random_resized_crop" if varying else "pad_crop"
-    flip = base_name(name) not in _NEVER_FLIPPED
+    flip = base_name(source.info.name) not in _NEVER_FLIPPED
     if shuffle is None:
         shuffle = split.startswith("train")
     ranges = _ranges(source, split, shard, drop_remainder)
@@ -235,10 +246,12 @@ def load(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def find_corrupt(name: str, split: str = "train", *, data_dir: str | os.PathLike | None = None) -> list[int]:
+def find_corrupt(
+    name: str | os.PathLike, split: str = "train", *, data_dir: str | os.PathLike | None = None
+) -> list[int] | list[str]:
     """Finds the images of a split that can't be decoded, any of which would end a training in the middle of an epoch.
 
-    A split without example 57, counted from 0, is `"train[:57]+train[58:]"`.
+    Of a folder, remove or replace the files. A split without example 57, counted from 0, is `"train[:57]+train[58:]"`.
 
     Args:
         name: See `info`.
@@ -246,7 +259,7 @@ def find_corrupt(name: str, split: str = "train", *, data_dir: str | os.PathLike
         split: A whole split, such as `train`.
 
     Returns:
-        Their positions in the split, in the order of the files.
+        Their positions in the split, in the order of the files; of a folder of images, their paths.
 
     Raises:
         ValueError: `split` isn't one; for others, and for FileNotFoundError and ImportError, see `info`.
@@ -264,11 +277,16 @@ def find_corrupt(name: str, split: str = "train", *, data_dir: str | os.PathLike
     dataset = source.read([(split, 0, sizes[split])], in_order=True)
     decodable = dataset.enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     found = {int(position) for position, _ in decodable.as_numpy_iterator()}
-    return sorted(set(range(sizes[split])) - found)
+    positions = sorted(set(range(sizes[split])) - found)
+    return [source.file(split, position) for position in positions] if isinstance(source, ImageFolder) else positions
 
 
 def _source(name, data_dir):
-    return Digits() if name == "digits" else Prepared(name, data_dir)
+    if name == "digits":
+        return Digits()
+    if isinstance(name, os.PathLike):
+        name = os.path.join(name, "")
+    return ImageFolder(name) if is_folder(name) else Prepared(name, data_dir)
 
 
 def _ranges(source, split, shard, drop_remainder):

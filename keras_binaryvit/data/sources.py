@@ -27,7 +27,7 @@ class DatasetInfo:
     """What a data set holds.
 
     Attributes:
-        name: As it was asked for.
+        name: As it was asked for; a `Path` ends in a separator.
         num_classes: Number of labels, which run from 0 to `num_classes - 1`.
         class_names: Their names.
         image_shape: `(height, width, channels)` as stored; height and width are `None` where images differ in size.
@@ -129,6 +129,7 @@ def _builder(name, data_dir):
         known = ["digits", *tfds.list_builders(with_community_datasets=False)]
         if base_name(name) not in known:
             close = difflib.get_close_matches(base_name(name), known)
+            close = [f"{name}/"] if os.path.isdir(name) else close
             hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(
                 f"Unknown data set {name!r}. {hint}tensorflow_datasets.list_builders() gives all names."
@@ -162,9 +163,14 @@ def described_splits(sizes: dict[str, int]) -> dict[str, Any]:
     return {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0) for name, size in sizes.items()}
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name means a folder of images, such as `photos/`, rather than a data set."""
+    return name.endswith(("/", os.sep)) or name.startswith((".", "~")) or os.path.isabs(name)
+
+
 def base_name(name: str) -> str:
-    """Returns a TFDS name without its config and its version."""
-    return re.split("[/:]", name)[0]
+    """Returns a TFDS name without its config and its version; nothing for a folder."""
+    return "" if is_folder(name) else re.split("[/:]", name)[0]
 
 
 def require(module: str, extra: str) -> ModuleType:

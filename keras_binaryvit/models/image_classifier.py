@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_binaryvit.images import read_image
 from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.models.preset_model import PresetModel
@@ -132,7 +133,7 @@ class ImageClassifier(PresetModel):
             raise ValueError(f"top and batch_size must be positive. Received: top={top}, batch_size={batch_size}")
         single = isinstance(images, str | os.PathLike) or hasattr(images, "convert")
         single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
-        arrays = [_pixels(image, self.image_shape[-1]) for image in ([images] if single else images)]
+        arrays = [read_image(image, self.image_shape[-1]) for image in ([images] if single else images)]
         prepared = [keras.ops.convert_to_numpy(self.preprocessor(array)) for array in arrays]
         if not prepared:
             return []
@@ -151,44 +152,6 @@ def _is_integer(x):
     first, *_ = keras.tree.flatten(getattr(x, "element_spec", x)) or [None]  # of a data set, what its elements are
     dtype = getattr(first, "dtype", None)
     return dtype is not None and "int" in keras.backend.standardize_dtype(dtype)
-
-
-def _pixels(image, channels):
-    """Returns uint8 `(height, width, channels)` of an array, an image of Pillow's or a file."""
-    if not isinstance(image, np.ndarray):
-        try:
-            from PIL import Image, ImageOps
-        except ImportError as error:
-            raise ImportError("Pictures are read with Pillow: pip install 'keras-binaryvit[images]'") from error
-        if isinstance(image, str | os.PathLike):
-            if not os.path.isfile(image):
-                raise FileNotFoundError(f"There is no image file {os.fspath(image)!r}.")
-            picture: Image.Image
-            try:
-                picture = Image.open(image)
-                picture.load()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{os.fspath(image)!r} can't be read as an image: {error}") from error
-        elif isinstance(image, Image.Image):
-            picture = image
-        else:
-            raise TypeError(
-                f"An image is a path, an image of Pillow's or a NumPy array of uint8. Received: {type(image).__name__}"
-            )
-        if picture.mode.startswith(("I", "F")):
-            raise ValueError(f"The image has more than 8 bits per channel (mode {picture.mode}); save it with 8 bits.")
-        image = np.asarray(ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB"))
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
-        raise TypeError(
-            "An image must be uint8 (height, width) or (height, width, channels). "
-            f"Received: {image.dtype} {image.shape}"
-        )
-    image = image.reshape(*image.shape[:2], -1)
-    if image.shape[-1] == 1 and channels == 3:
-        image = np.repeat(image, 3, axis=-1)
-    if image.shape[-1] != channels:
-        raise ValueError(f"The model takes images with {channels} channels. Received: shape {image.shape}")
-    return image
 
 
 def top(
