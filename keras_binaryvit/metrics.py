@@ -14,12 +14,13 @@ class FlipRatio(keras.metrics.Metric):
 
     Example:
 
-    >>> metric = FlipRatio()
-    >>> metric.update_state([1, 1])
-    >>> metric.update_state([2, 2])  # all changed: 1
-    >>> metric.update_state([1, 2])  # half: 0.5
-    >>> float(metric.result())
-    0.75
+    ```python
+    metric = FlipRatio()
+    metric.update_state([1, 1])
+    metric.update_state([2, 2])  # all changed: 1
+    metric.update_state([1, 2])  # half: 0.5
+    float(metric.result())  # 0.75
+    ```
 
     Args:
         values_dtype: What the values are compared as.

@@ -29,7 +29,9 @@ class Bop(keras.optimizers.Optimizer):
     it convert. The paper's `"centered_scaled_sign"` doesn't fit: weights away from their unit's mean get no gradient.
     Real-valued weights need an optimiser of their own, beside this one in a `CaseOptimizer`:
 
-    >>> optimizer = CaseOptimizer((Bop.is_binary_variable, Bop()), default_optimizer=keras.optimizers.Adam())
+    ```python
+    optimizer = CaseOptimizer((Bop.is_binary_variable, Bop()), default_optimizer=keras.optimizers.Adam())
+    ```
 
     Args:
         threshold: Of the averaged gradient; a number, which `optimizer.threshold.assign` changes, or a schedule of

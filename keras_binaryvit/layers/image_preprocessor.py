@@ -22,8 +22,10 @@ class ImagePreprocessor(keras.layers.Pipeline):
     cropped in its center, and each channel becomes `(pixel / 255 - mean) / std`. It works eagerly and in `tf.data`, on
     every backend:
 
-    >>> preprocessor = ImagePreprocessor((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize_size=256)
-    >>> dataset = dataset.map(lambda image, label: (preprocessor(image), label))
+    ```python
+    preprocessor = ImagePreprocessor((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize_size=256)
+    dataset = dataset.map(lambda image, label: (preprocessor(image), label))
+    ```
 
     Args:
         image_size: `(height, width)` that the model takes, or one number for both.

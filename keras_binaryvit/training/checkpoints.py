@@ -39,13 +39,15 @@ class Checkpoints(keras.callbacks.Callback):
 
     Example:
 
-    >>> checkpoints = Checkpoints("run")
-    >>> epoch = checkpoints.completed_epochs  # 0 in a new folder
-    >>> training = kb.data.load("cifar10", augment=True, first_epoch=epoch)
-    >>> ...  # build and compile the model, as in the run that is continued
-    >>> checkpoints.restore(model)
-    >>> model.fit(training, epochs=10, initial_epoch=epoch, validation_data=testing, callbacks=[checkpoints])
-    >>> checkpoints.load_best(model)
+    ```python
+    checkpoints = Checkpoints("run")
+    epoch = checkpoints.completed_epochs  # 0 in a new folder
+    training = kb.data.load("cifar10", augment=True, first_epoch=epoch)
+    ...  # build and compile the model, as in the run that is continued
+    checkpoints.restore(model)
+    model.fit(training, epochs=10, initial_epoch=epoch, validation_data=testing, callbacks=[checkpoints])
+    checkpoints.load_best(model)
+    ```
 
     The continued run ends with the weights of an uninterrupted one, bit for bit, where the steps themselves are
     reproducible (they are on CPUs) and the batches depend on the seed and the epoch alone. Arrays that `fit` shuffles

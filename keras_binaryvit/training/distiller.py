@@ -32,10 +32,12 @@ class Distiller(keras.Model):
     The paper's w is 0: the teacher says everything, and labels only serve `metrics=["accuracy"]`. Evaluation needs
     labels and no teacher; its loss is the label loss.
 
-    >>> distiller = Distiller(student, teacher)
-    >>> distiller.compile(optimizer, metrics=["accuracy"])
-    >>> distiller.fit(train, epochs=300, validation_data=test)  # batches of (images, labels)
-    >>> distiller.save("student.keras")  # the student alone, as student.save does
+    ```python
+    distiller = Distiller(student, teacher)
+    distiller.compile(optimizer, metrics=["accuracy"])
+    distiller.fit(train, epochs=300, validation_data=test)  # batches of (images, labels)
+    distiller.save("student.keras")  # the student alone, as student.save does
+    ```
 
     `fit` ends with an error when the loss is NaN (`RaiseOnNaN`). The weights in `save_weights` are the student's and
     the optimiser's.

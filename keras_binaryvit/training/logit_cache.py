@@ -27,10 +27,14 @@ def cache_logits(
 
     Students then train without the teacher:
 
-    >>> def train():
-    ...     return kb.data.load("cifar10", augment=True)
-    >>> cache_logits(teacher, train(), "logits.npy", epochs=10)
-    >>> Distiller(student).fit(with_cached_logits(train(), "logits.npy"), epochs=10)
+    ```python
+    def train():
+        return kb.data.load("cifar10", augment=True)
+
+
+    cache_logits(teacher, train(), "logits.npy", epochs=10)
+    Distiller(student).fit(with_cached_logits(train(), "logits.npy"), epochs=10)
+    ```
 
     Each image's logits are found by the image's bytes, so that their order doesn't matter, and images that come again
     are kept once. A file that is there already gets what it lacks. It is written after each pass, beside and renamed:

@@ -13,10 +13,12 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
     Activations and attention probabilities stay binary. Train the copy, give its weights to the model with
     `copy_weights`, and train that one:
 
-    >>> first = with_real_kernels(model)
-    >>> first.fit(...)
-    >>> copy_weights(first, model)
-    >>> model.fit(...)
+    ```python
+    first = with_real_kernels(model)
+    first.fit(...)
+    copy_weights(first, model)
+    model.fit(...)
+    ```
 
     Args:
         model: A `BinaryViT`, or any other model of our layers that `get_config` describes.

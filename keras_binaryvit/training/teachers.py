@@ -31,14 +31,18 @@ class AdaptedTeacher(keras.Model):
 
     With `keras.applications`:
 
-    >>> network = keras.applications.MobileNetV2()
-    >>> preprocess = keras.applications.mobilenet_v2.preprocess_input
-    >>> teacher = AdaptedTeacher(network, student.preprocessor, preprocess=preprocess)
+    ```python
+    network = keras.applications.MobileNetV2()
+    preprocess = keras.applications.mobilenet_v2.preprocess_input
+    teacher = AdaptedTeacher(network, student.preprocessor, preprocess=preprocess)
+    ```
 
     A classifier of KerasHub gives logits, and has its preprocessing as a layer of its own, the `preprocessor`:
 
-    >>> network = keras_hub.models.ImageClassifier.from_preset("resnet_50_imagenet")
-    >>> teacher = AdaptedTeacher(network, student.preprocessor, preprocess=network.preprocessor)
+    ```python
+    network = keras_hub.models.ImageClassifier.from_preset("resnet_50_imagenet")
+    teacher = AdaptedTeacher(network, student.preprocessor, preprocess=network.preprocessor)
+    ```
 
     Args:
         teacher: Any Keras model with one image as input and the scores of the classes as output.
