@@ -84,7 +84,7 @@ def train(recipe: recipes.Recipe, size: str, number: int) -> dict:
     changes = list(ROWS.values())[number - 1]
     folder = recipe.output / f"row_{number}"
     row = dataclasses.replace(recipe, output=folder, resume=folder.exists())
-    arguments = kb.BinaryViT.presets[preset] if changes is None else {**flat, **changes}
+    arguments = kb.BinaryViT.presets[preset].config if changes is None else {**flat, **changes}
     model, history = training.train(row, **arguments)
     costs = kb.profile.summary(model, print_fn=lambda text: None)
     return {"parameters": sum(costs.parameters.values()), "ops": costs.ops, "history": history}

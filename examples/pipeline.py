@@ -62,7 +62,7 @@ def run(recipe: Recipe, preset: str) -> None:
     check_output(picture)  # hours of training must not end in an unwritable folder
 
     info = kb.data.info(recipe.dataset, recipe.data_dir)
-    model, history = training.train(recipe, **kb.BinaryViT.presets[preset], name=preset)
+    model, history = training.train(recipe, **kb.BinaryViT.presets[preset].config, name=preset)
     save_model(keras_file, model)
     if recipe.real:
         print(

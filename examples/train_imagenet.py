@@ -32,7 +32,7 @@ def main() -> None:
     presets = kb.BinaryViT.presets
     if arguments.preset not in presets:
         raise ValueError(f"Unknown preset {arguments.preset!r}. Known presets: {', '.join(presets)}")
-    model, history = training.train(recipe, **presets[arguments.preset], name=arguments.preset)
+    model, history = training.train(recipe, **presets[arguments.preset].config, name=arguments.preset)
     file = recipe.output / "model.keras"
     save_model(file, model)
     print(f"Accuracy: {history['val_accuracy'][-1]:.2%}, at best {max(history['val_accuracy']):.2%}. Wrote {file}")

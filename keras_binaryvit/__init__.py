@@ -15,7 +15,7 @@ from keras_binaryvit import (
     visualize,
 )
 from keras_binaryvit.memory import keep_freed_memory
-from keras_binaryvit.models import BinaryViT, DeiT
+from keras_binaryvit.models import BinaryViT, DeiT, list_presets
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "deploy",
     "keep_freed_memory",
     "layers",
+    "list_presets",
     "metrics",
     "models",
     "optimizers",

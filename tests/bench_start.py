@@ -18,7 +18,7 @@ def create(preset: str, network: str):
     """Returns one of `NETWORKS` for a preset."""
     import keras_binaryvit as kb
 
-    arguments = kb.BinaryViT.presets[preset]
+    arguments = kb.BinaryViT.presets[preset].config
     if network == "binary":
         return kb.BinaryViT.from_preset(preset)
     if network == "float twin":

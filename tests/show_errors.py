@@ -241,21 +241,19 @@ def runs(folder):
 
 
 def presets(folder):
-    """Tries trained weights that are damaged, missing, or of another network than the one asked for."""
-
-    class Trained(kb.BinaryViT):
-        presets = {"mine": TINY}
-
-    weights = folder / "mine.npz"
-    Trained.trained = {"mine": kb.models.pretrained.save(Trained.from_preset("mine"), weights)}
-    with mock.patch.object(kb.models.pretrained, "FOLDER", folder):
-        say("trained preset, other widths", lambda: Trained.from_preset("mine", embed_dims=(16, 64)))
-        content = bytearray(weights.read_bytes())
-        content[len(content) // 2] ^= 1
-        weights.write_bytes(content)
-        say("trained preset, a changed bit", lambda: Trained.from_preset("mine"))
-        weights.unlink()
-        say("trained preset, no file", lambda: Trained.from_preset("mine"))
+    """Tries presets that don't exist, don't fit, or are damaged."""
+    path = folder / "preset"
+    kb.BinaryViT(**TINY, name="mine").save_to_preset(path)
+    say("preset's weights, other widths", lambda: kb.BinaryViT.from_preset(path, embed_dims=(16, 64)))
+    say("preset of another class", lambda: kb.DeiT.from_preset(path))
+    say("preset without weights", lambda: kb.DeiT.from_preset("deit_tiny", load_weights=True))
+    weights = path / "weights.npz"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    say("preset, a changed bit", lambda: kb.BinaryViT.from_preset(path))
+    weights.unlink()
+    say("preset, no file", lambda: kb.BinaryViT.from_preset(path))
 
 
 def optimizers():
@@ -301,7 +299,7 @@ def examples(folder):
     (folder / "full").mkdir()
     (folder / "full" / "history.csv").symlink_to("/dev/full")
     tf.config.run_functions_eagerly(True)  # to compile the network takes longer than all its steps
-    with mock.patch.object(kb.BinaryViT, "presets", {"mini": TINY}):
+    with mock.patch.object(kb.BinaryViT, "presets", {"mini": kb.models.Preset(TINY, kb.models.PresetMetadata("", 0))}):
         say("unknown preset of train_imagenet.py", lambda: run("--preset=maxi"))
         say("split smaller than a batch", lambda: run("--train-split=train[:5]", output="small"))
         say("teacher of other classes", lambda: run(f"--teacher={mini.teacher(folder, 5)}", output="classes"))

@@ -12,12 +12,12 @@ from keras_binaryvit.checkpoints.names import load_torch_state_dict
 from keras_binaryvit.checkpoints.state_dicts import model_entries, read_state_dict
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.models import BinaryViT, DeiT
+from keras_binaryvit.models.image_classifier import ImageClassifier
 from keras_binaryvit.models.preset_model import PresetModel
+from keras_binaryvit.models.presets import list_presets
 
 StateDict = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]
-
-_PRESETS: dict[str, type[PresetModel]] = {name: model for model in (BinaryViT, DeiT) for name in model.presets}
 
 
 def from_torch(
@@ -55,13 +55,13 @@ def create_model(state: StateDict, preset: str | None = None, config: Config | N
         ValueError: Not one of `preset` and `config` is given, or it is unknown or incomplete.
     """
     if (preset is None) == (config is None):
-        raise ValueError(f"Give a preset or a configuration, one of the two. Known presets: {', '.join(_PRESETS)}")
+        raise ValueError(
+            f"Give a preset or a configuration, one of the two. Known presets: {', '.join(list_presets())}"
+        )
     state = model_entries(state)
     classes = _num_classes(state)
     if preset is not None:
-        if preset not in _PRESETS:
-            raise ValueError(f"Unknown preset {preset!r}. Known presets: {', '.join(_PRESETS)}")
-        return _PRESETS[preset].from_preset(preset, **classes)
+        return ImageClassifier.from_preset(preset, load_weights=False, **classes)
     model, arguments = _arguments(state, config)
     return model(**arguments, **classes)
 

@@ -11,6 +11,7 @@ from keras_binaryvit.layers import BatchNorm, BinaryTransformerBlock, PatchEmbed
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier, top
+from keras_binaryvit.models.presets import Preset, PresetMetadata
 from keras_binaryvit.typing import QuantizerLike, Tensor
 
 _SMALL = {
@@ -48,21 +49,39 @@ _FLAT_SMALL = {
     "patch_norm": False,
 }
 
-PRESETS = {
-    "binaryvit_small": _SMALL,
-    "binaryvit_small_fp_merging": {**_SMALL, "binary_patch_merging": False},
-    "binaryvit_tiny_32": _TINY_32,
-    "binaryvit_tiny_32_cifar10": _TINY_32,
-    "reactdeit_small": {**_FLAT_SMALL, "class_token": True, "branches": False, "affine": False},
-    "reactdeit_small_avg_pool": {**_FLAT_SMALL, "branches": False, "affine": False},
-    "reactdeit_small_avg_pool_multi_branch": {**_FLAT_SMALL, "affine": False},
-    "reactdeit_small_avg_pool_multi_branch_ls": _FLAT_SMALL,
-}
-"""Arguments of `BinaryViT` by preset. The first is the paper's network, the second its variant with a dagger; the
-`reactdeit` ones are rows 1 to 4 of the paper's table 3, by the names of the authors' scripts."""
+_PAPER = "BinaryViT, arXiv 2306.16678"
 
-TRAINED = {"binaryvit_tiny_32_cifar10": "0730cf63ecafc021524333ffabe751a3f8214f70763d4f3aa4d35bbce0028141"}
-"""SHA-256 of the weights of the presets that are trained. On CIFAR-10's test images: 70.7 %."""
+
+def _flat(row: int, parameters: int, **config: Any) -> Preset:
+    description = f"Row {row} of the paper's table 3, by the name of the authors' script"
+    return Preset({**_FLAT_SMALL, **config}, PresetMetadata(description, parameters, source=_PAPER))
+
+
+PRESETS = {
+    "binaryvit_small": Preset(
+        _SMALL, PresetMetadata("The paper's network for 224x224 images", 22_617_851, source=_PAPER)
+    ),
+    "binaryvit_small_fp_merging": Preset(
+        {**_SMALL, "binary_patch_merging": False},
+        PresetMetadata("The paper's network with full-precision patch merging", 22_614_715, source=_PAPER),
+    ),
+    "binaryvit_tiny_32": Preset(_TINY_32, PresetMetadata("A pyramid of 4 blocks for 32x32 images", 1_473_806)),
+    "binaryvit_tiny_32_cifar10": Preset(
+        _TINY_32,
+        PresetMetadata(
+            "binaryvit_tiny_32, trained on CIFAR-10",
+            1_473_806,
+            dataset="cifar10",
+            top1=0.707,
+            recipe="Labels alone, 24 epochs; docs/training.md",
+        ),
+        sha256="e57f5316888549aa4853410174915748aba1e61034c769a587b2c37bcec8a909",
+    ),
+    "reactdeit_small": _flat(1, 22_406_260, class_token=True, branches=False, affine=False),
+    "reactdeit_small_avg_pool": _flat(2, 22_405_492, branches=False, affine=False),
+    "reactdeit_small_avg_pool_multi_branch": _flat(3, 22_442_356, affine=False),
+    "reactdeit_small_avg_pool_multi_branch_ls": _flat(4, 22_460_788),
+}
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -123,7 +142,6 @@ class BinaryViT(ImageClassifier):
     """
 
     presets = PRESETS
-    trained = TRAINED
 
     def __init__(
         self,

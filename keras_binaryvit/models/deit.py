@@ -10,6 +10,7 @@ from keras_binaryvit.layers import PatchEmbedding
 from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier, top
+from keras_binaryvit.models.presets import Preset, PresetMetadata
 from keras_binaryvit.typing import Tensor
 
 _SMALL = {
@@ -22,12 +23,18 @@ _SMALL = {
     "expansion": 4,
 }
 
+_PAPER = "DeiT, arXiv 2012.12877"
 PRESETS = {
-    "deit_tiny": {**_SMALL, "embed_dim": 192, "num_heads": 3},
-    "deit_small": _SMALL,
-    "deit_base": {**_SMALL, "embed_dim": 768, "num_heads": 12},
+    "deit_tiny": Preset(
+        {**_SMALL, "embed_dim": 192, "num_heads": 3}, PresetMetadata("DeiT-Ti/16", 5_717_416, source=_PAPER)
+    ),
+    "deit_small": Preset(
+        _SMALL, PresetMetadata("DeiT-S/16, the teacher of BinaryViT's paper", 22_050_664, source=_PAPER)
+    ),
+    "deit_base": Preset(
+        {**_SMALL, "embed_dim": 768, "num_heads": 12}, PresetMetadata("DeiT-B/16", 86_567_656, source=_PAPER)
+    ),
 }
-"""Arguments of `DeiT` by preset. `deit_small` is the paper's teacher."""
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")

@@ -81,7 +81,7 @@ def data_dir(tmp_path_factory):
 def run(monkeypatch, data_dir, tmp_path, capsys):
     """Runs the example as a command line does and returns what it prints; its preset is a small network."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(kb.BinaryViT, "presets", {"mini": MINI})
+    monkeypatch.setattr(kb.BinaryViT, "presets", {"mini": kb.models.Preset(MINI, kb.models.PresetMetadata("small", 0))})
 
     def run(*options, data_dir=data_dir, output=tmp_path / "out"):
         import train_imagenet

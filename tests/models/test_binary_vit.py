@@ -59,9 +59,9 @@ def test_preset_with_real_merging():
 def test_tiny_preset_with_overrides():
     model = BinaryViT.from_preset("binaryvit_tiny_32", num_classes=7, depths=(1, 1, 1), name="mine")
     assert (model.name, model.num_classes, model.depths) == ("mine", 7, (1, 1, 1))
-    assert model.embed_dims == PRESETS["binaryvit_tiny_32"]["embed_dims"]
+    assert model.embed_dims == PRESETS["binaryvit_tiny_32"].config["embed_dims"]
     assert model.output_shape == (None, 7)
-    assert PRESETS["binaryvit_tiny_32"]["num_classes"] == 10
+    assert PRESETS["binaryvit_tiny_32"].config["num_classes"] == 10
 
 
 def test_unknown_preset():

@@ -26,7 +26,7 @@ def test_presets_have_the_published_parameters(preset, parameters):
 
 
 def test_other_presets():
-    assert DeiT.presets["deit_base"].items() >= {"embed_dim": 768, "depth": 12, "num_heads": 12}.items()
+    assert DeiT.presets["deit_base"].config.items() >= {"embed_dim": 768, "depth": 12, "num_heads": 12}.items()
     assert DeiT.from_preset("deit_base", depth=1, num_classes=7, name="mine").output_shape == (None, 7)
     with pytest.raises(ValueError, match="'deit_huge'.*deit_base, deit_small, deit_tiny"):
         DeiT.from_preset("deit_huge")

@@ -34,7 +34,7 @@ def test_presets_are_the_four_rows():
         assert (model.name, model.num_classes, model.embed_dims, model.patch_size) == (name, 7, (384,), 16)
         assert (model.num_heads, model.expansions, model.patch_norm) == ((6,), (4,), False)
         assert {key: getattr(model, key) for key in row} == row
-        assert {"depths": (12,), "num_classes": 1000}.items() <= BinaryViT.presets[name].items()
+        assert {"depths": (12,), "num_classes": 1000}.items() <= BinaryViT.presets[name].config.items()
     with pytest.raises(ValueError, match="'deit_small'.*reactdeit_small, reactdeit_small_avg_pool"):
         BinaryViT.from_preset("deit_small")
 

@@ -1,8 +1,6 @@
 """Trained weights in a small file: a binary kernel is its bits and one magnitude for each unit, all else is float32."""
 
-import hashlib
-import os
-from pathlib import Path
+import io
 from typing import Any
 
 import keras
@@ -11,18 +9,16 @@ import numpy as np
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import QuantConv2D, QuantDense
 
-FOLDER = Path(__file__).parent / "weights"
-
 
 def pack(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns the weights of `model` by path, for `numpy.savez`.
 
-    A kernel with a 1-bit quantiser is two arrays: `<path>/bits`, its signs, eight to a byte, and `<path>/magnitude`.
+    A kernel with a 1-bit quantizer is two arrays: `<path>/bits`, its signs, eight to a byte, and `<path>/magnitude`.
     The small values that training accumulates in it are gone: `unpack` gives a kernel of +-magnitude, which is
-    quantised to the same values and can be trained further.
+    quantized to the same values and can be trained further.
 
     Raises:
-        ValueError: A quantiser gives other values than signs with one magnitude for each unit.
+        ValueError: A quantizer gives other values than signs with one magnitude for each unit.
     """
     packed: dict[str, np.ndarray] = {}
     binary = _binary_layers(model)
@@ -49,24 +45,26 @@ def unpack(model: keras.Model, packed: dict[str, np.ndarray], without: tuple[str
 
     Args:
         model: Built, of the architecture that was packed.
-        packed: By path.
+        packed: By path, as bits or as they are.
         without: Layers that are left out, by name: those of the model keep what they have.
 
     Raises:
         ValueError: Names or shapes don't fit; the message lists them, and nothing was changed.
     """
     binary = _binary_layers(model)
-    values, problems, left = {}, [], {key for key in packed if key.split("/")[0] not in without}
+    restored, problems, left = {}, [], {key for key in packed if key.split("/")[0] not in without}
     for weight in model.weights:
         if weight.path.split("/")[0] in without:
             continue
-        keys = [f"{weight.path}/{part}" for part in ("bits", "magnitude")] if weight.path in binary else [weight.path]
+        keys = [weight.path]
+        if weight.path in binary and weight.path not in packed:
+            keys = [f"{weight.path}/{part}" for part in ("bits", "magnitude")]
         left.difference_update(keys)
         if not all(key in packed for key in keys):
             problems.append(f"{weight.path} is missing")
             continue
         try:
-            values[weight.path] = _restored(weight, *(packed[key] for key in keys))
+            restored[weight.path] = _restored(weight, *(packed[key] for key in keys))
         except ValueError as error:
             problems.append(f"{weight.path}: {error}")
     problems += [f"{key} is not in the model" for key in sorted(left)]
@@ -74,38 +72,26 @@ def unpack(model: keras.Model, packed: dict[str, np.ndarray], without: tuple[str
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"The weights don't fit the model {model.name!r}: {shown}.")
     for weight in model.weights:
-        if weight.path in values:
-            weight.assign(values[weight.path])
+        if weight.path in restored:
+            weight.assign(restored[weight.path])
 
 
-def save(model: keras.Model, path: str | os.PathLike) -> str:
-    """Writes `pack(model)` to a file and returns its SHA-256, the same for the same weights."""
-    # `Any`, because for NumPy's type hints each name could be `allow_pickle`.
-    arrays: dict[str, Any] = pack(model)
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def values(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns all weights of `model` by path as they are, which `unpack` accepts too."""
+    return {weight.path: np.asarray(keras.ops.convert_to_numpy(weight), np.float32) for weight in model.weights}
 
 
-def load(model: keras.Model, path: str | os.PathLike, digest: str, without: tuple[str, ...] = ()) -> None:
-    """Sets the weights of `model` to those of a file that `save` wrote.
+def to_bytes(packed: dict[str, Any]) -> bytes:
+    """Returns the content of an `.npz` file, the same for the same weights."""
+    file = io.BytesIO()
+    np.savez(file, **packed)
+    return file.getvalue()
 
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: Its SHA-256 isn't `digest`, or it doesn't fit the model.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"There is no file {os.fspath(path)!r} with the weights. Install keras-binaryvit again."
-        )
-    actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if actual != digest:
-        raise ValueError(
-            f"The weights {os.fspath(path)!r} are damaged: their SHA-256 is {actual}, and should be {digest}. "
-            "Install keras-binaryvit again."
-        )
-    with np.load(path, allow_pickle=False) as packed:
-        unpack(model, dict(packed), without)
+
+def from_bytes(content: bytes) -> dict[str, np.ndarray]:
+    """Returns what `to_bytes` was given."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as packed:
+        return dict(packed)
 
 
 def _binary_layers(model):
