@@ -174,7 +174,7 @@ def _bound(kind, *args, **kwargs):
     return values
 
 
-def _source(cls: type[PresetModel], preset: str | os.PathLike):
+def _source(cls, preset):
     """Returns the class of a preset's model, its config, and what returns its weights by path, `None` without any."""
     registered, folder, sha256 = REGISTRY.get(os.fspath(preset)), Path(preset), None
     if registered is not None:

@@ -57,7 +57,7 @@ def test_a_folder(tmp_path, images, latent_weights, of):
     assert loaded.get_config() == model.get_config()
     assert loaded.class_names == CLASSES["class_names"]
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    assert loaded.classify(pixels)[0][0].label == model.classify(pixels)[0][0].label
+    np.testing.assert_array_equal(numpy(loaded.preprocessor(pixels)), numpy(model.preprocessor(pixels)))
 
 
 def test_float_networks_too(tmp_path, images):
@@ -167,6 +167,7 @@ def test_presets_with_a_typo_fail_at_once():
             presets = {"mine": Preset({"depts": (1, 1)}, PresetMetadata("mine", 0))}
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the same on every backend")
 @pytest.mark.parametrize("name", kb.list_presets())
 def test_their_parameters(name):
     kind, preset = presets.REGISTRY[name]
