@@ -46,8 +46,7 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("latent_weights", [False, True])
-@pytest.mark.parametrize("of", [kb.BinaryViT, ImageClassifier])
+@pytest.mark.parametrize("latent_weights, of", [(False, kb.BinaryViT), (True, ImageClassifier)])
 def test_a_folder(tmp_path, images, latent_weights, of):
     model = trained(input_quantizer="ste_sign", kernel_quantizer=kb.quantizers.get("scaled_sign"))
     model.save_to_preset(tmp_path / "model", latent_weights=latent_weights)
