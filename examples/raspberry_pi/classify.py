@@ -54,7 +54,7 @@ def main() -> None:
         return
     for image in frames((640, 480)):
         start = time.perf_counter()
-        predictions = classifier.classify(image, top_k=3)
+        predictions = classifier.classify(image, top=3)
         show(predictions, time.perf_counter() - start)
 
 

@@ -2,11 +2,11 @@
 
 It is JSON in a buffer of its own, which the schema's list of metadata names `binaryvit`:
 
-    {"version": 1, "mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26], "resize": 32, "interpolation": "bilinear",
-     "outputs": "logits", "labels": ["airplane", "automobile"]}
+    {"version": 2, "mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26], "resize_size": [32, 32],
+     "interpolation": "bilinear", "outputs": "logits", "labels": ["airplane", "automobile"]}
 
-An image is resized so that its short side has `resize` pixels, cropped in the centre to the model's input, and
-normalised: (image / 255 - mean) / std. What isn't known is left out.
+The largest centered part of an image with the aspect ratio of `resize_size` is resized to it with antialiasing, the
+model's input is cropped in its center, and normalized: (image / 255 - mean) / std. What isn't known is left out.
 """
 
 import json
@@ -18,7 +18,7 @@ from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.layers import ImagePreprocessor
 
 NAME = "binaryvit"
-VERSION = 1
+VERSION = 2
 
 
 def add_metadata(
@@ -52,7 +52,6 @@ def add_metadata(
         if given != taken:
             raise ValueError(f"The model takes images of shape {taken}. Received: a preprocessor that gives {given}")
         content |= preprocessor.to_metadata()
-        content["resize"] = min(content.pop("resize_size"))
     content["outputs"] = "probabilities" if last and last.name == "SOFTMAX" else "logits"
     if class_names is not None:
         content["labels"] = _checked_names(list(class_names), output.shape[-1])

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from binaryvit_runtime import Classifier, Interpreter, OperatorTime, Prediction, Preprocessing, benchmark, run
+from binaryvit_runtime import Classifier, Interpreter, OperatorTime, Prediction, Preprocessor, benchmark, run
 from classifiers import classifier
 from models import Tensor, single_op
 from PIL import Image
@@ -51,23 +51,23 @@ def files(tmp_path, monkeypatch):
 
 def test_classifier_gives_the_most_probable_classes():
     expected = probabilities()
-    predictions = Classifier(model()).classify(PIXELS, top_k=3)
+    predictions = Classifier(model()).classify(PIXELS, top=3)
     assert [prediction.index for prediction in predictions] == list(np.argsort(-expected)[:3])
     for prediction in predictions:
         assert prediction.label == "abcdef"[prediction.index]
         assert prediction.probability == pytest.approx(expected[prediction.index], rel=1e-4)
-    assert len(Classifier(model()).classify(Image.fromarray(PIXELS), top_k=100)) == 6
+    assert len(Classifier(model()).classify(Image.fromarray(PIXELS), top=100)) == 6
 
 
 def test_arguments_come_before_metadata():
-    other = Preprocessing((0, 0, 0), (1, 1, 1))
-    given = Classifier(model(), preprocessing=other, labels=list("uvwxyz"), outputs="probabilities")
+    other = Preprocessor((0, 0, 0), (1, 1, 1))
+    given = Classifier(model(), preprocessor=other, class_names=list("uvwxyz"), outputs="probabilities")
     scores = KERNEL @ (PIXELS / 255).ravel()
     first = given.classify(PIXELS, 1)[0]
     assert first == Prediction(int(scores.argmax()), "uvwxyz"[scores.argmax()], pytest.approx(scores.max(), rel=1e-4))
-    unnamed = Classifier(classifier(KERNEL, SHAPE), preprocessing=other)
-    assert unnamed.labels == tuple("012345")
-    assert Classifier(model(outputs="probabilities"), preprocessing=other).classify(PIXELS, 1)[0].probability == (
+    unnamed = Classifier(classifier(KERNEL, SHAPE), preprocessor=other)
+    assert unnamed.class_names == tuple("012345")
+    assert Classifier(model(outputs="probabilities"), preprocessor=other).classify(PIXELS, 1)[0].probability == (
         pytest.approx(scores.max(), rel=1e-4)
     )
 
@@ -76,8 +76,8 @@ def test_arguments_come_before_metadata():
     "flatbuffer, arguments, message",
     [
         (classifier(KERNEL, SHAPE), {}, "doesn't say how to prepare its images"),
-        (model(labels=["a"]), {}, "has 6 classes, and there are 1 labels"),
-        (model(), {"labels": ["a", "b"]}, "has 6 classes, and there are 2 labels"),
+        (model(labels=["a"]), {}, "has 6 classes, and there are 1 class names"),
+        (model(), {"class_names": ["a", "b"]}, "has 6 classes, and there are 2 class names"),
         (model(mean=[0], std=[1]), {}, "takes 3 channels, and mean and std have 1"),
         (model(), {"outputs": "scores"}, "Received: 'scores'"),
         (classifier(KERNEL[:, :32], (4, 4, 2), json.dumps(METADATA).encode()), {}, r"takes \[\(1, 4, 4, 2\)\]"),
@@ -92,11 +92,11 @@ def test_what_does_not_fit_is_refused(flatbuffer, arguments, message):
 def test_models_that_do_not_classify():
     bits = single_op("LceQuantize", [Tensor((1, 2, 2, 3), "float32")], Tensor((1, 2, 2, 1), "int32"))
     with pytest.raises(ValueError, match=r"gives \(1, classes\). This model gives \[\(1, 2, 2, 1\)\]"):
-        Classifier(bits, preprocessing=Preprocessing((0, 0, 0), (1, 1, 1)))
+        Classifier(bits, preprocessor=Preprocessor((0, 0, 0), (1, 1, 1)))
     floats = single_op("LceDequantize", [Tensor((1, 2, 2, 1), "int32")], Tensor((1, 2, 2, 1), "float32"))
     with pytest.raises(ValueError, match="takes float32. This model takes int32"):
-        Classifier(floats, preprocessing=Preprocessing((0,), (1,)))
-    with pytest.raises(ValueError, match="top_k must be positive"):
+        Classifier(floats, preprocessor=Preprocessor((0,), (1,)))
+    with pytest.raises(ValueError, match="top must be positive"):
         Classifier(model()).classify(PIXELS, 0)
 
 
@@ -104,11 +104,11 @@ def test_models_that_do_not_classify():
 
 
 def test_run_prints_classes(files, capsys):
-    assert run.main(["model.tflite", "a.png", "--top-k", "2"]) == 0
+    assert run.main(["model.tflite", "a.png", "--top", "2"]) == 0
     expected = probabilities()
     lines = [f"{expected[index]:7.2%}  {'abcdef'[index]}" for index in np.argsort(-expected)[:2]]
     assert capsys.readouterr().out.splitlines() == lines
-    assert run.main(["model.tflite", "a.png", "b.png", "--top-k", "1", "--threads", "2"]) == 0
+    assert run.main(["model.tflite", "a.png", "b.png", "--top", "1", "--threads", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[::2] == ["a.png", "b.png"]
     assert lines[3].split()[-1] == "abcdef"[probabilities(PIXELS[::-1]).argmax()]
@@ -131,7 +131,7 @@ def test_run_without_metadata(files, capsys):
     assert run.main(["bare.tflite", "a.png", "--mean", "0,0,0"]) == 1
     assert ": --std must be given" in capsys.readouterr().err
     (files / "names.txt").write_text("one\ntwo\nthree\nfour\nfive\nsix\n")
-    arguments = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.3,0.4", "--labels", "names.txt", "--top-k", "1"]
+    arguments = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.3,0.4", "--class-names", "names.txt", "--top", "1"]
     assert run.main(["bare.tflite", "a.png", *arguments]) == 0
     names = "one two three four five six".split()
     assert capsys.readouterr().out == f"{probabilities().max():7.2%}  {names[probabilities().argmax()]}\n"
@@ -144,7 +144,7 @@ def test_run_options_replace_metadata(files, capsys):
 
 
 def test_run_goes_on_after_a_bad_image(files, capsys):
-    assert run.main(["model.tflite", "text.png", "nowhere.png", "a.png", "--top-k", "1"]) == 1
+    assert run.main(["model.tflite", "text.png", "nowhere.png", "a.png", "--top", "1"]) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == "a.png" and len(captured.out.splitlines()) == 2
     assert "'text.png' can't be read as an image" in captured.err and "no image file 'nowhere.png'" in captured.err
@@ -155,9 +155,9 @@ def test_run_goes_on_after_a_bad_image(files, capsys):
     [
         (["nowhere.tflite", "a.png"], "no model file 'nowhere.tflite'"),
         (["a.png", "a.png"], "no TFLite flatbuffer"),
-        (["model.tflite", "a.png", "--top-k", "0"], "--top-k must be positive"),
+        (["model.tflite", "a.png", "--top", "0"], "--top must be positive"),
         (["model.tflite", "a.png", "--threads", "0"], "num_threads must be between 1 and 64"),
-        (["model.tflite", "a.png", "--labels", "nowhere.txt"], "nowhere.txt"),
+        (["model.tflite", "a.png", "--class-names", "nowhere.txt"], "nowhere.txt"),
         (["model.tflite", "a.png", "--std", "1,1,0"], "std be positive"),
     ],
 )

@@ -1,5 +1,7 @@
 """Folders of images against Pillow and NumPy: what is read, how it is split, and what is refused."""
 
+import base64
+import json
 import os
 import shutil
 import unicodedata
@@ -16,6 +18,7 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tensorflow_datasets")
 tf = pytest.importorskip("tensorflow")
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "preprocessing.json"
 COUNTS = {"ant": 21, "bee é": 5, "cow": 2}
 
 
@@ -129,6 +132,22 @@ def test_orientation(tmp_path):
     images, labels = epoch(tmp_path, "train")
     expected = keras.ops.convert_to_numpy(PREPROCESSOR(np.asarray(upright)))
     np.testing.assert_allclose(images[labels == 0][0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
+def test_golden(case, tmp_path):
+    """What tests/golden_preprocessing.py has computed, as the tests of the layer and of the runtime have it."""
+    *size, channels = case["input_shape"]
+    if channels == 1:
+        pytest.skip("Images of a folder are RGB.")
+    described = {name: case["metadata"][name] for name in ("mean", "std", "resize_size", "interpolation")}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.jpg").write_bytes(base64.b64decode(case["image"]))
+    images, _ = epoch(tmp_path, preprocessor=ImagePreprocessor(size, **described))
+    expected = np.frombuffer(base64.b64decode(case["expected"]), "<f4").reshape(case["input_shape"])
+    tolerance = 1.01 / 255 / min(described["std"]) if case["name"] == "turned" else 1e-4
+    np.testing.assert_allclose(images, [expected, expected], atol=tolerance)
 
 
 def test_random_crops_shuffled(photos):

@@ -40,17 +40,17 @@ def content(flatbuffer):
 
 def test_writes_what_is_known():
     assert content(add_metadata(classifier(), PREPROCESSOR, ["ant", "bee", "Mücke", "fly"])) == {
-        "version": 1,
+        "version": 2,
         "mean": [0.5, 0.25, 0.125],
         "std": [1.0, 2.0, 4.0],
-        "resize": 9,
+        "resize_size": [12, 9],
         "interpolation": "bicubic",
         "outputs": "logits",
         "labels": ["ant", "bee", "Mücke", "fly"],
     }
-    assert content(add_metadata(classifier("SOFTMAX"))) == {"version": 1, "outputs": "probabilities"}
+    assert content(add_metadata(classifier("SOFTMAX"))) == {"version": 2, "outputs": "probabilities"}
     crop = add_metadata(classifier(), ImagePreprocessor((8, 6), (0, 0, 0), (1, 1, 1)))
-    assert content(crop)["resize"] == 6 and content(crop)["interpolation"] == "bilinear"
+    assert content(crop)["resize_size"] == [8, 6] and content(crop)["interpolation"] == "bilinear"
 
 
 def model_with_everything():
@@ -168,7 +168,7 @@ def test_command_line_writes_a_data_sets(run_converter, tmp_path):
     convert("a.tflite", "--trained-on", "digits", "--verify", "digits", "--class-names", tmp_path / "names.txt")
     written = content((tmp_path / "a.tflite").read_bytes())
     assert written["labels"] == [f"digit {index}" for index in range(10)]
-    assert written["mean"] == [0.3052] and written["std"] == [0.376] and written["resize"] == 8
+    assert written["mean"] == [0.3052] and written["std"] == [0.376] and written["resize_size"] == [8, 8]
     convert("b.tflite", "--trained-on", "digits", "--no-verify")
     assert content((tmp_path / "b.tflite").read_bytes()) == written | {"labels": list("0123456789")}
     convert("c.tflite", "--verify", "digits")
@@ -188,7 +188,7 @@ def test_a_models_own_preprocessor_and_class_names(tmp_path):
     classifier = runtime.Classifier(kb.deploy.convert(model, "fused"))
     noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype("uint8")
     image = np.repeat(np.repeat(noise, 10, axis=0), 8, axis=1)  # large, and without detail that is rounded differently
-    ours, theirs = model.classify(image, top=3)[0], classifier.classify(image, top_k=3)
+    ours, theirs = model.classify(image, top=3)[0], classifier.classify(image, top=3)
     assert [(p.index, p.label) for p in ours] == [(p.index, p.label) for p in theirs]
     np.testing.assert_allclose([p.probability for p in ours], [p.probability for p in theirs], atol=0.1)
     without_top = kb.BinaryViT(**{**model.get_config(), "preprocessor": preprocessor, "include_top": False})

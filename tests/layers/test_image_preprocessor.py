@@ -1,12 +1,19 @@
 """ImagePreprocessor against NumPy and Pillow, eagerly and in `tf.data`."""
 
+import base64
+import io
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from layer_checks import numpy
 
+from keras_binaryvit.images import read_image
 from keras_binaryvit.layers import ImagePreprocessor
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "preprocessing.json"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
 
@@ -66,6 +73,25 @@ def test_in_a_pipeline():
     for dataset in (known, unknown, tf.data.Dataset.from_tensor_slices(images).batch(4).map(preprocessor).unbatch()):
         outputs = np.stack(list(dataset.as_numpy_iterator()))
         np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
+def test_golden(case):
+    """What tests/golden_preprocessing.py has computed, as the runtime's test has it."""
+    image_module = pytest.importorskip("PIL.Image")
+    *size, channels = case["input_shape"]
+    described = {name: case["metadata"][name] for name in ("mean", "std", "resize_size", "interpolation")}
+    preprocessor = ImagePreprocessor(size, **described)
+    assert json.loads(json.dumps(preprocessor.to_metadata())) == described
+    pixels = read_image(image_module.open(io.BytesIO(base64.b64decode(case["image"]))), channels)
+    expected = np.frombuffer(base64.b64decode(case["expected"]), "<f4").reshape(case["input_shape"])
+    # Decoders of JPEG differ by a level.
+    tolerance = 1.01 / 255 / min(described["std"]) if case["name"] == "turned" else 1e-4
+    np.testing.assert_allclose(numpy(preprocessor(pixels)), expected, atol=tolerance)
+    tf = pytest.importorskip("tensorflow")
+    batches = tf.data.Dataset.from_tensors(pixels).repeat(2).batch(2).map(preprocessor)
+    for image in next(batches.as_numpy_iterator()):
+        np.testing.assert_allclose(image, expected, atol=tolerance)
 
 
 def test_config():

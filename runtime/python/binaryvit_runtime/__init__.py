@@ -3,7 +3,7 @@
 from binaryvit_runtime.classifier import Classifier, Prediction
 from binaryvit_runtime.interpreter import Interpreter, include_path, library_path, load_delegate
 from binaryvit_runtime.metadata import Metadata, read_metadata
-from binaryvit_runtime.preprocessing import Preprocessing
+from binaryvit_runtime.preprocessing import Preprocessor
 from binaryvit_runtime.profile import OperatorTime
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Metadata",
     "OperatorTime",
     "Prediction",
-    "Preprocessing",
+    "Preprocessor",
     "include_path",
     "library_path",
     "load_delegate",

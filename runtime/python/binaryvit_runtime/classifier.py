@@ -12,7 +12,7 @@ import numpy as np
 from binaryvit_runtime.files import read_model
 from binaryvit_runtime.interpreter import Interpreter
 from binaryvit_runtime.metadata import read_metadata
-from binaryvit_runtime.preprocessing import Preprocessing
+from binaryvit_runtime.preprocessing import Preprocessor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,8 +39,8 @@ class Classifier:
     Args:
         model: Path of a `.tflite` file, or its bytes.
         num_threads: Threads that share an inference.
-        preprocessing: How to prepare images, for a model that doesn't say it, or in place of what it says.
-        labels: The classes' names in the order of the outputs, likewise.
+        preprocessor: How to prepare images, for a model that doesn't say it, or in place of what it says.
+        class_names: The classes' names in the order of the outputs, likewise.
         outputs: `"logits"` or `"probabilities"`, likewise; logits where neither says it.
 
     Raises:
@@ -55,25 +55,25 @@ class Classifier:
         model: str | os.PathLike | bytes,
         num_threads: int = 1,
         *,
-        preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] | None = None,
+        preprocessor: Preprocessor | None = None,
+        class_names: Sequence[str] | None = None,
         outputs: str | None = None,
     ):
         content = read_model(model)
         metadata = read_metadata(content)
-        described = preprocessing or metadata.preprocessing
+        described = preprocessor or metadata.preprocessor
         if described is None:
             raise ValueError(
-                "The model doesn't say how to prepare its images; give preprocessing=Preprocessing(mean, std) with the "
+                "The model doesn't say how to prepare its images; give preprocessor=Preprocessor(mean, std) with the "
                 "values of training."
             )
-        self.preprocessing = described
+        self.preprocessor = described
         self._outputs = outputs or metadata.outputs or "logits"
         if self._outputs not in ("logits", "probabilities"):
             raise ValueError(f"outputs must be 'logits' or 'probabilities'. Received: {outputs!r}")
         self._interpreter = Interpreter(content, num_threads)
         inputs, results = self._interpreter.input_shapes, self._interpreter.output_shapes
-        channels = len(self.preprocessing.mean)
+        channels = len(self.preprocessor.mean)
         if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][0] != 1 or inputs[0][3] not in (1, 3):
             raise ValueError(f"A classifier takes one image (1, height, width, 1 or 3). This model takes {inputs}")
         if inputs[0][3] != channels:
@@ -83,31 +83,31 @@ class Classifier:
         if len(results) != 1 or len(results[0]) != 2:
             raise ValueError(f"A classifier gives (1, classes). This model gives {results}")
         self._height, self._width = inputs[0][1:3]
-        names = labels if labels is not None else metadata.labels
+        names = class_names if class_names is not None else metadata.class_names
         if names is None:
             names = [str(index) for index in range(results[0][1])]
         if len(names) != results[0][1]:
-            raise ValueError(f"The model has {results[0][1]} classes, and there are {len(names)} labels.")
-        self.labels = tuple(names)
+            raise ValueError(f"The model has {results[0][1]} classes, and there are {len(names)} class names.")
+        self.class_names = tuple(names)
 
-    def classify(self, image: str | os.PathLike | Image | np.ndarray, top_k: int = 5) -> list[Prediction]:
-        """Returns the most probable classes, the first one first; all of them if there are fewer than `top_k`.
+    def classify(self, image: str | os.PathLike | Image | np.ndarray, top: int = 5) -> list[Prediction]:
+        """Returns the most probable classes, the first one first; all of them if there are fewer than `top`.
 
         Args:
             image: Path of a file that Pillow reads, an image of Pillow's, or uint8 `(height, width)` or
-                `(height, width, channels)`, grey or RGB.
-            top_k: How many to return.
+                `(height, width, channels)`, grayscale or RGB.
+            top: How many to return.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is no image, or damaged, or `top_k` isn't positive.
+            ValueError: It is no image, or damaged, or `top` isn't positive.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be positive. Received: {top_k}")
-        prepared = self.preprocessing(image, self._height, self._width)
+        if top < 1:
+            raise ValueError(f"top must be positive. Received: {top}")
+        prepared = self.preprocessor(image, self._height, self._width)
         scores = self._interpreter.predict(prepared[np.newaxis])[0].astype(np.float64)
         if self._outputs == "logits":
             scores = np.exp(scores - scores.max())
             scores /= scores.sum()
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Prediction(int(index), self.labels[index], float(scores[index])) for index in order]
+        order = np.argsort(-scores, kind="stable")[:top]
+        return [Prediction(int(index), self.class_names[index], float(scores[index])) for index in order]

@@ -11,11 +11,10 @@ import os
 import struct
 
 from binaryvit_runtime.files import read_model
-from binaryvit_runtime.preprocessing import Preprocessing
+from binaryvit_runtime.preprocessing import Preprocessor
 
 _NAME = b"binaryvit"
-_VERSION = 1
-_BUFFERS, _METADATA = 4, 6  # fields of the schema's Model
+_VERSION = 2  # version 1 has `resize`, pixels of the short side, in place of `resize_size`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Metadata:
     """What a file says; `None` stands for what it doesn't.
 
     Attributes:
-        preprocessing: How to make the model's input of an image.
+        preprocessor: How to make the model's input of an image.
         outputs: `"logits"` or `"probabilities"`.
-        labels: The classes' names, in the order of the outputs.
+        class_names: The classes' names, in the order of the outputs.
     """
 
-    preprocessing: Preprocessing | None = None
+    preprocessor: Preprocessor | None = None
     outputs: str | None = None
-    labels: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def read_metadata(model: str | os.PathLike | bytes) -> Metadata:
@@ -44,7 +43,17 @@ def read_metadata(model: str | os.PathLike | bytes) -> Metadata:
         ValueError: The file is no TFLite flatbuffer, or damaged, or its metadata is of a newer version or makes no
             sense; the message says what.
     """
-    text = _find(memoryview(read_model(model)))
+    flatbuffer = read_model(model)
+    try:
+        text = _find(flatbuffer)
+    except (
+        struct.error,
+        IndexError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    ) as error:  # the schema's code checks nothing
+        raise ValueError(f"The model is truncated or damaged: {len(flatbuffer)} bytes. {str(error)[:200]}") from error
     if text is None:
         return Metadata()
     try:
@@ -55,76 +64,39 @@ def read_metadata(model: str | os.PathLike | bytes) -> Metadata:
         raise ValueError(f"The model's metadata is damaged: {text[:50]!r} has no version")
     if content["version"] > _VERSION:
         raise ValueError(
-            f"The model's metadata is of version {content['version']}; this package reads version {_VERSION}. "
+            f"The model's metadata is of version {content['version']}; this package reads versions up to {_VERSION}. "
             "Install a newer binaryvit-runtime."
         )
-    preprocessing = None
+    preprocessor = None
     if "mean" in content or "std" in content:
-        names = ("mean", "std", "resize", "interpolation")
+        if "resize" in content:
+            content["resize_size"] = content["resize"]
+        names = ("mean", "std", "resize_size", "interpolation")
         try:
-            preprocessing = Preprocessing(**{name: content[name] for name in names if name in content})
+            preprocessor = Preprocessor(**{name: content[name] for name in names if name in content})
         except (TypeError, ValueError) as error:
             raise ValueError(f"The model's metadata is damaged: {error}") from error
-    outputs, labels = content.get("outputs"), content.get("labels")
+    outputs, class_names = content.get("outputs"), content.get("labels")
     if outputs not in (None, "logits", "probabilities"):
         raise ValueError(f"The model's metadata is damaged: outputs={str(outputs)[:50]!r}")
-    if labels is not None:
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if class_names is not None:
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
             raise ValueError("The model's metadata is damaged: labels must be a list of texts")
-        labels = tuple(labels)
-    return Metadata(preprocessing, outputs, labels)
+        class_names = tuple(class_names)
+    return Metadata(preprocessor, outputs, class_names)
 
 
-def _find(flatbuffer: memoryview) -> bytes | None:
+def _find(flatbuffer: bytes) -> bytes | None:
     """Returns the content of the buffer that the list of metadata names, or `None`."""
-    root = _indirect(flatbuffer, 0)
-    for entry in _tables(flatbuffer, root, _METADATA):
-        if _vector(flatbuffer, entry, 0) != _NAME:
-            continue
-        place = _field(flatbuffer, entry, 1)
-        number = _number(flatbuffer, place, "<I") if place else 0
-        for index, buffer in enumerate(_tables(flatbuffer, root, _BUFFERS)):
-            if index == number:
-                return bytes(_vector(flatbuffer, buffer, 0))
-        raise ValueError(f"The model is damaged: its metadata is in buffer {number}, which it doesn't have")
+    from ai_edge_litert.schema_py_generated import Model
+
+    model = Model.GetRootAs(flatbuffer, 0)
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == _NAME:
+            number = entry.Buffer()
+            if number >= model.BuffersLength():
+                raise ValueError(f"Its metadata is in buffer {number}, which it doesn't have.")
+            buffer = model.Buffers(number)
+            return bytes(buffer.DataAsNumpy()) if buffer.DataLength() else b""
     return None
-
-
-def _number(flatbuffer, position, code):
-    end = position + struct.calcsize(code)
-    if not 0 <= position <= end <= len(flatbuffer):
-        raise ValueError(f"The model is truncated or damaged: {len(flatbuffer)} bytes, and it points to {position}")
-    return struct.unpack_from(code, flatbuffer, position)[0]
-
-
-def _indirect(flatbuffer, position):
-    return position + _number(flatbuffer, position, "<I")
-
-
-def _field(flatbuffer, table, field):
-    """Returns the position of a table's field, or 0 if it is absent."""
-    vtable = table - _number(flatbuffer, table, "<i")
-    entry = 4 + 2 * field
-    offset = _number(flatbuffer, vtable + entry, "<H") if entry < _number(flatbuffer, vtable, "<H") else 0
-    return table + offset if offset else 0
-
-
-def _vector(flatbuffer, table, field):
-    """Returns the bytes of a text or a vector of bytes; none if it is absent."""
-    position = _field(flatbuffer, table, field)
-    if not position:
-        return memoryview(b"")
-    start = _indirect(flatbuffer, position)
-    end = start + 4 + _number(flatbuffer, start, "<I")
-    if end > len(flatbuffer):
-        raise ValueError(f"The model is truncated or damaged: {len(flatbuffer)} bytes, and it points to {end}")
-    return flatbuffer[start + 4 : end]
-
-
-def _tables(flatbuffer, table, field):
-    """Yields the positions of a vector's tables."""
-    position = _field(flatbuffer, table, field)
-    if position:
-        start = _indirect(flatbuffer, position)
-        for index in range(_number(flatbuffer, start, "<I")):
-            yield _indirect(flatbuffer, start + 4 + 4 * index)

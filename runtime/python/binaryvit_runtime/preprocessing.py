@@ -1,4 +1,4 @@
-"""Preprocessing: from an image to a model's input, as in training."""
+"""Preprocessor: from an image to a model's input, as in training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
-_LARGEST_ASPECT = 16  # beyond which next to nothing of an image would be seen, and resizing take gigabytes
 _MODES = {1: "L", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image before a model sees it.
+class Preprocessor:
+    """What `ImagePreprocessor` of keras_binaryvit does to an image before a model sees it, in Pillow and NumPy.
 
-    The image is resized with antialiasing, cropped in the centre to what the model takes, and normalised:
-    (image / 255 - mean) / std.
+    The largest centered part with the aspect ratio of `resize_size` is resized to it with antialiasing, what the model
+    takes is cropped in its center, and each channel becomes `(pixel / 255 - mean) / std`. Pixels differ from those of
+    training by up to 2 of 255 levels, because Pillow rounds them.
 
     Attributes:
-        mean: Of each channel, on the scale 0 to 1.
+        mean: Mean of each channel, on the scale 0 to 1: one value for grayscale images, three for RGB.
         std: Standard deviation of each channel, on the same scale.
-        resize: Pixels to make of the short side; `None` means as many as the crop has.
+        resize_size: `(height, width)` to resize to; a number for the short side of what has the model's aspect ratio;
+            `None` for what the model takes.
         interpolation: `"bilinear"` or `"bicubic"`.
 
     Raises:
@@ -37,7 +38,7 @@ class Preprocessing:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: int | None = None
+    resize_size: tuple[int, int] | int | None = None
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
@@ -51,9 +52,12 @@ class Preprocessing:
                 "mean and std must have a value for each of 1 or 3 channels, and std be positive. "
                 f"Received: mean={self.mean[:5]}, std={self.std[:5]}"
             )
-        size = self.resize
-        if size is not None and not (isinstance(size, numbers.Integral) and 1 <= size <= 10_000):
-            raise ValueError(f"resize must be 1 to 10,000 pixels. Received: {str(size)[:50]}")
+        size = self.resize_size
+        if isinstance(size, list):
+            object.__setattr__(self, "resize_size", tuple(size))
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        if size is not None and not (len(sides) == 2 and all(_is_side(side) for side in sides)):
+            raise ValueError(f"resize_size must be 1 to 10,000 pixels, or two such. Received: {str(size)[:50]}")
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation must be bilinear or bicubic. Received: {str(self.interpolation)[:50]!r}")
 
@@ -62,7 +66,7 @@ class Preprocessing:
 
         Args:
             image: Path of a file that Pillow reads, an image of Pillow's, or uint8 `(height, width)` or
-                `(height, width, channels)`, grey or RGB. A file's orientation tag is heeded.
+                `(height, width, channels)`, grayscale or RGB. EXIF orientation is applied.
             height: Rows that the model takes.
             width: Columns that the model takes.
 
@@ -71,36 +75,45 @@ class Preprocessing:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is no image, damaged, too elongated, or has more than 8 bits a channel; or `resize` is
-                smaller than what the model takes.
+            ValueError: It is no image, damaged, or has more than 8 bits per channel; or `resize_size` is smaller than
+                what the model takes.
         """
         from PIL import Image
 
-        picture = _open(image).convert(_MODES[len(self.mean)])
-        short = min(height, width)
-        resize = short if self.resize is None else self.resize
-        if resize < short:
-            raise ValueError(f"The model takes {height} x {width} pixels, more than resize={resize} gives.")
-        if max(picture.size) > _LARGEST_ASPECT * min(picture.size):
+        rows, columns = self._resized(height, width)
+        if rows < height or columns < width:
             raise ValueError(
-                f"The image has {picture.width} x {picture.height} pixels; the model would see its centre only. Cut it."
+                f"The model takes {height} x {width} pixels, more than resize_size={self.resize_size} gives."
             )
-        # The image covers as many times the crop as `resize` is longer than the crop's short side.
-        cover_width, cover_height = (side * resize // short for side in (width, height))
-        if cover_width * picture.height >= cover_height * picture.width:
-            size = cover_width, cover_width * picture.height // picture.width
-        else:
-            size = cover_height * picture.width // picture.height, cover_height
-        if size != picture.size:
-            picture = picture.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32)
+        picture = _open(image).convert(_MODES[len(self.mean)])
+        part_height = max(min(picture.height, picture.width * rows // columns), 1)
+        part_width = max(min(picture.width, picture.height * columns // rows), 1)
+        picture = _centered(picture, part_height, part_width)
+        if picture.size != (columns, rows):
+            picture = picture.resize((columns, rows), getattr(Image.Resampling, self.interpolation.upper()))
+        pixels = np.asarray(_centered(picture, height, width), np.float32).reshape(height, width, len(self.mean))
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return (pixels.reshape(height, width, len(mean)) - 255 * mean) / (255 * std)
+        return pixels * (1 / (255 * std)) - mean / std
+
+    def _resized(self, height, width):
+        if isinstance(self.resize_size, tuple):
+            return self.resize_size
+        short = min(height, width)
+        resized = short if self.resize_size is None else self.resize_size
+        return resized * height // short, resized * width // short
 
 
 def _is_finite(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_side(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000
+
+
+def _centered(picture, height, width):
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _open(image):
@@ -125,5 +138,5 @@ def _open(image):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path!r} can't be read as an image: {error}") from error
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"The image has more than 8 bits a channel (mode {image.mode}); save it with 8 bits.")
+        raise ValueError(f"The image has more than 8 bits per channel (mode {image.mode}); save it with 8 bits.")
     return ImageOps.exif_transpose(image)

@@ -11,12 +11,12 @@ from pathlib import Path
 from binaryvit_runtime.classifier import Classifier
 from binaryvit_runtime.files import read_model
 from binaryvit_runtime.metadata import read_metadata
-from binaryvit_runtime.preprocessing import Preprocessing
+from binaryvit_runtime.preprocessing import Preprocessor
 
 _PREPARING = """
-How to prepare images stands in files that keras_binaryvit has converted. For any other give --mean and --std of the
+Files that keras_binaryvit has converted say how to prepare images. For any other give --mean and --std of the
 training images, on the scale 0 to 1, one for each channel; for most models trained on ImageNet these are
---mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, with --resize 256 --interpolation bicubic for 224 pixels.
+--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, with --resize-size 256 --interpolation bicubic for 224 pixels.
 """
 
 
@@ -34,21 +34,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", help="the .tflite file")
     parser.add_argument("images", nargs="+", metavar="image", help="an image file: JPEG, PNG and whatever Pillow reads")
-    parser.add_argument("--top-k", type=int, default=5, help="how many classes to print (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads that share an inference (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON array instead")
-    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
+    parser.add_argument("--class-names", metavar="FILE", help="the classes' names, one per line")
     parser.add_argument("--mean", type=_numbers, help="such as 0.485,0.456,0.406")
     parser.add_argument("--std", type=_numbers, help="such as 0.229,0.224,0.225")
-    parser.add_argument("--resize", type=int, help="pixels to make of the short side before the crop in the centre")
+    parser.add_argument("--resize-size", type=int, help="pixels of the short side before the crop in the center")
     parser.add_argument("--interpolation", choices=["bilinear", "bicubic"], help="how to resize")
     parser.add_argument("--outputs", choices=["logits", "probabilities"], help="what the model's outputs are")
     return parser.parse_args(arguments)
 
 
-def _preprocessing(arguments, described):
+def _preprocessor(arguments, described):
     """Returns what the options and the model's metadata say together."""
-    names = ("mean", "std", "resize", "interpolation")
+    names = ("mean", "std", "resize_size", "interpolation")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if described is not None:
         return dataclasses.replace(described, **given)
@@ -58,7 +58,7 @@ def _preprocessing(arguments, described):
             f"{arguments.model} doesn't say how to prepare its images: {' and '.join(missing)} must be given, such as "
             "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 for most models trained on ImageNet."
         )
-    return Preprocessing(**given)
+    return Preprocessor(**given)
 
 
 def _printable(text):
@@ -67,20 +67,20 @@ def _printable(text):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Classifies each image; one that can't be read is told on stderr, and the others are classified.
+    """Classifies each image; one that can't be read is reported on stderr, and the others are classified.
 
     Returns:
         The exit status: 0, or 1 if anything went wrong, or 130 after Ctrl-C.
     """
     options = parse_arguments(arguments)
     try:
-        if options.top_k < 1:
-            raise ValueError(f"--top-k must be positive. Received: {options.top_k}")
+        if options.top < 1:
+            raise ValueError(f"--top must be positive. Received: {options.top}")
         content = read_model(options.model)
-        preprocessing = _preprocessing(options, read_metadata(content).preprocessing)
-        labels = Path(options.labels).read_text(encoding="utf-8").splitlines() if options.labels else None
+        preprocessor = _preprocessor(options, read_metadata(content).preprocessor)
+        names = Path(options.class_names).read_text(encoding="utf-8").splitlines() if options.class_names else None
         classifier = Classifier(
-            content, options.threads, preprocessing=preprocessing, labels=labels, outputs=options.outputs
+            content, options.threads, preprocessor=preprocessor, class_names=names, outputs=options.outputs
         )
     except (OSError, ValueError, RuntimeError) as error:
         print(f"binaryvit-run: {error}", file=sys.stderr)
@@ -97,7 +97,7 @@ def _classify_all(classifier, options):
     status, results = 0, []
     for image in options.images:
         try:
-            predictions = classifier.classify(image, options.top_k)
+            predictions = classifier.classify(image, options.top)
         except (OSError, ValueError) as error:
             print(f"binaryvit-run: {error}", file=sys.stderr)
             status = 1

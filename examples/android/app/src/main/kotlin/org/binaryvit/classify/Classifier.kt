@@ -24,12 +24,12 @@ class Classifier(model: ByteBuffer, threads: Int) : AutoCloseable {
     private val width = interpreter.getInputTensor(0).shape()[2]
     private val classes = interpreter.getOutputTensor(0).shape()[1]
 
-    fun classify(image: Bitmap, topK: Int = 5): List<Prediction> {
+    fun classify(image: Bitmap, top: Int = 5): List<Prediction> {
         val scores = Array(1) { FloatArray(classes) }
         interpreter.run(prepare(image), scores)
         val probabilities = if (metadata.outputsAreProbabilities) scores[0] else softmax(scores[0])
-        return probabilities.indices.sortedByDescending { probabilities[it] }.take(topK).map {
-            Prediction(metadata.labels?.get(it) ?: it.toString(), probabilities[it])
+        return probabilities.indices.sortedByDescending { probabilities[it] }.take(top).map {
+            Prediction(metadata.classNames?.get(it) ?: it.toString(), probabilities[it])
         }
     }
 
@@ -38,12 +38,14 @@ class Classifier(model: ByteBuffer, threads: Int) : AutoCloseable {
         delegate.close()
     }
 
-    /** Resizes, crops in the centre and normalises, as in training. */
+    /** Crops to the aspect ratio, resizes, crops in the center and normalizes, as in training but for the filter. */
     private fun prepare(image: Bitmap): ByteBuffer {
-        val scale = max(
-            metadata.resize * height / min(height, width) / image.height.toDouble(),
-            metadata.resize * width / min(height, width) / image.width.toDouble())
-        val resized = shrink(image, max(width, (image.width * scale).toInt()), max(height, (image.height * scale).toInt()))
+        val (rows, columns) = metadata.resized(height, width)
+        val partHeight = max(1, min(image.height, (image.width.toLong() * rows / columns).toInt()))
+        val partWidth = max(1, min(image.width, (image.height.toLong() * columns / rows).toInt()))
+        val part = Bitmap.createBitmap(
+            image, (image.width - partWidth) / 2, (image.height - partHeight) / 2, partWidth, partHeight)
+        val resized = shrink(part, columns, rows)
         val pixels = IntArray(height * width)
         resized.getPixels(pixels, 0, width, (resized.width - width) / 2, (resized.height - height) / 2, width, height)
         val input = ByteBuffer.allocateDirect(4 * 3 * pixels.size).order(ByteOrder.nativeOrder())

@@ -2,6 +2,7 @@ package org.binaryvit.classify
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import kotlin.math.min
 import org.json.JSONArray
 import org.json.JSONObject
 
@@ -9,29 +10,39 @@ import org.json.JSONObject
 class Metadata(
     val mean: FloatArray,
     val std: FloatArray,
-    val resize: Int,
+    private val resizeSize: IntArray,
     val outputsAreProbabilities: Boolean,
-    val labels: List<String>?,
+    val classNames: List<String>?,
 ) {
+    /** Height and width to resize to, for a model that takes [height] x [width] pixels. */
+    fun resized(height: Int, width: Int): Pair<Int, Int> {
+        if (resizeSize.size == 2) return resizeSize[0] to resizeSize[1]
+        val short = min(height, width) // version 1 has the short side
+        return resizeSize[0] * height / short to resizeSize[0] * width / short
+    }
+
     companion object {
         /** @throws IllegalArgumentException the file is damaged, or doesn't say how to prepare images. */
         fun read(model: ByteBuffer): Metadata {
             try {
                 val text = requireNotNull(Flatbuffer(model).metadata("binaryvit")) { "it says nothing of its images" }
                 val content = JSONObject(text)
-                require(content.getInt("version") == 1) { "its metadata is of another version than 1" }
+                val version = content.getInt("version")
+                require(version in 1..2) { "its metadata is of version $version; this program reads 1 and 2" }
                 return Metadata(
                     floats(content.getJSONArray("mean")),
                     floats(content.getJSONArray("std")),
-                    content.getInt("resize"),
+                    if (version == 1) intArrayOf(content.getInt("resize")) else integers(content.getJSONArray("resize_size")),
                     content.getString("outputs") == "probabilities",
-                    content.optJSONArray("labels")?.let { labels -> List(labels.length()) { labels.getString(it) } },
+                    content.optJSONArray("labels")?.let { names -> List(names.length()) { names.getString(it) } },
                 )
             } catch (error: Exception) {
                 throw IllegalArgumentException(
-                    "model.tflite can't be used: ${error.message}. Convert it with to_lce.py --verify DATASET.", error)
+                    "model.tflite can't be used: ${error.message}. Convert a model that has a preprocessor.", error)
             }
         }
+
+        private fun integers(array: JSONArray) = IntArray(array.length()) { array.getInt(it) }
 
         private fun floats(array: JSONArray) = FloatArray(array.length()) { array.getDouble(it).toFloat() }
     }
