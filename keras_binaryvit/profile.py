@@ -16,6 +16,7 @@ import keras
 from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import lce_layers, runtime_layers
 from keras_binaryvit.deploy.binary import obstacle
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def _weight_precision(layer, weight):
         return 1
     if isinstance(layer, lce_layers.Convolution) and weight is layer.kernel:
         return 1 if layer.is_binary else 32
-    if isinstance(layer, layers.QuantDense | layers.QuantConv2D) and weight is layer.kernel:
+    if isinstance(layer, QuantizedKernel) and weight is layer.kernel:
         return 32 if obstacle(layer) else 1
     digits = re.search(r"\d+", keras.backend.standardize_dtype(weight.dtype))
     return int(digits[0]) if digits else 8
@@ -456,6 +457,7 @@ _NO_PRODUCTS = """
     quantizers.ElasticBinarizer,
     lce_layers.Add,
     lce_layers.AddConstant,
+    lce_layers.AddInFront,
     lce_layers.Affine,
     lce_layers.AveragePooling,
     lce_layers.FloatSign,

@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_binaryvit import quantizers
-from keras_binaryvit.layers import BinaryTransformerBlock, QuantConv2D, QuantDense
+from keras_binaryvit.layers import BinaryTransformerBlock
+from keras_binaryvit.layers.quantized import QuantizedKernel
 from keras_binaryvit.typing import QuantizerLike, Tensor
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
     layers = [
         layer
         for layer in {id(layer): layer for layer in model_or_layer._flatten_layers()}.values()
-        if isinstance(layer, QuantDense | QuantConv2D) and layer.kernel_quantizer is not None
+        if isinstance(layer, QuantizedKernel) and layer.kernel_quantizer is not None
     ]
     if not layers:
         raise ValueError(
-            f"{model_or_layer.name!r} has no QuantDense or QuantConv2D with a kernel quantiser. A frozen model has no "
+            f"{model_or_layer.name!r} has no layer such as QuantDense with a kernel quantizer. A frozen model has no "
             "latent weights: pass the model as it is trained."
         )
     order = {id(weight): position for position, weight in enumerate(model_or_layer.weights)}

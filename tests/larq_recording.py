@@ -71,6 +71,7 @@ QUANTIZERS = [(*case, name) for case in _EVERYWHERE for name in ("grid", "matrix
 QUANTIZERS += [(*case, name) for case in _KERNELS for name in ("matrix", "maps", "zeros")]
 
 _BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
+_DEPTHWISE = {"input_quantizer": "ste_sign", "depthwise_quantizer": "ste_sign"}
 _SAME = {"filters": 4, "kernel_size": 3, "padding": "same", **_BINARY}
 # (class name, arguments, input shape)
 LAYERS = [
@@ -98,18 +99,37 @@ LAYERS = [
             {"groups": 2},
         )
     ],
+    ("QuantConv1D", {"filters": 4, "kernel_size": 3, "strides": 2, **_BINARY}, (2, 8, 3)),
+    ("QuantConv1D", {"filters": 4, "kernel_size": 3, "dilation_rate": 2, "kernel_quantizer": "ste_tern"}, (2, 8, 3)),
+    *[("QuantConv1D", {**_SAME, "pad_values": pad, "strides": 2}, (2, 8, 4)) for pad in (0.0, 1.0, -1.0)],
+    ("QuantConv1D", {**_SAME, "padding": "causal"}, (2, 8, 3)),
+    ("QuantConv1D", {**_SAME, "padding": "causal", "dilation_rate": 2, "use_bias": False}, (2, 8, 3)),
+    ("QuantConv1D", {**_SAME, "padding": "causal", "strides": 2, "activation": "relu"}, (2, 8, 3)),
+    ("QuantDepthwiseConv2D", {"kernel_size": (2, 3), **_DEPTHWISE}, (2, 5, 6, 3)),
+    ("QuantDepthwiseConv2D", {"kernel_size": 3, "strides": 2, "depth_multiplier": 2, **_DEPTHWISE}, (2, 5, 6, 3)),
+    *[
+        ("QuantDepthwiseConv2D", {"kernel_size": 3, "padding": "same", "pad_values": pad, **_DEPTHWISE}, (2, 5, 6, 3))
+        for pad in (0.0, 1.0)
+    ],
+    (
+        "QuantDepthwiseConv2D",
+        {"kernel_size": 3, "depth_multiplier": 2, "depthwise_quantizer": "magnitude_aware_sign"},
+        (2, 5, 6, 3),
+    ),
 ]
 
 FLIPS = [_rng(seed).integers(-1, 2, size=(8, *shape)) for seed, shape in enumerate([(6,), (4, 5), (2, 3, 3, 2)])]
 
 
 def layer_arrays(arguments, shape):
-    """Returns the inputs, kernel, bias and seed of the upstream gradient of a case of `LAYERS`."""
+    """Returns the inputs, kernel and bias of a case of `LAYERS`."""
     rng = _rng(5)
     size = arguments.get("kernel_size", ())
-    size = (size, size) if isinstance(size, int) else size
+    size = (size,) * (len(shape) - 2) if isinstance(size, int) else size
     units = arguments.get("units", arguments.get("filters"))
-    kernel = rng.normal(size=(*size, shape[-1] // arguments.get("groups", 1), units)) * 0.8
+    last = units or arguments.get("depth_multiplier", 1)
+    kernel = rng.normal(size=(*size, shape[-1] // arguments.get("groups", 1), last)) * 0.8
+    units = units or last * shape[-1]
     x, bias = rng.normal(size=shape), rng.normal(size=units)
     return x.astype("float32"), kernel.astype("float32"), bias.astype("float32")
 
@@ -175,6 +195,7 @@ def _record(path):
             metric.update_state(values)
             results.append(metric.result())
         arrays[f"flips{index}"] = results
+    arrays["names"] = [name for name, value in vars(larq.layers).items() if isinstance(value, type)]
     np.savez(path, **{name: np.asarray(value) for name, value in arrays.items()})
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_binaryvit import constraints
-from keras_binaryvit.layers.quant_dense import QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantConv2D, QuantDense
 
 X = np.array([[-np.inf, -1.5, -1.0, -0.3, -0.0], [0.0, 0.3, 1.0, 1.5, np.inf]], "float32")
 

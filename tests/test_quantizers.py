@@ -12,7 +12,7 @@ from larq_recording import INPUTS, QUANTIZERS, UPSTREAM, recording, run_python
 from requirements import needs_larq
 
 from keras_binaryvit import quantizers
-from keras_binaryvit.layers.quant_dense import QuantDense
+from keras_binaryvit.layers.quantized import QuantDense
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 starts_tensorflow = pytest.mark.skipif(not ON_TENSORFLOW, reason="starts a TensorFlow process whatever the backend")
@@ -323,7 +323,7 @@ TRAINS = """
     import sys
     import keras, larq, numpy as np
     from keras_binaryvit import quantizers
-    from keras_binaryvit.layers.quant_dense import QuantDense
+    from keras_binaryvit.layers.quantized import QuantDense
 
     named, given = quantizers.get("larq.approx_sign"), larq.quantizers.SteSign(clip_value=0.5)
     assert type(named.quantizer) is larq.quantizers.ApproxSign and named.precision == 1

@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.deploy.lce_layers import Convolution
-from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.layers import QuantConv1D, QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 _SIGNS = (quantizers.SteSign, quantizers.ApproxSign, quantizers.SwishSign)
 _WORD = 32  # bits, in which LCE packs channels
@@ -44,7 +45,7 @@ def binary_table(model: keras.Model) -> list[BinaryLayer]:
     """
     rows = []
     for layer in model._flatten_layers():
-        if isinstance(layer, QuantDense | QuantConv2D) and (layer.input_quantizer or layer.kernel_quantizer):
+        if isinstance(layer, QuantizedKernel) and (layer.input_quantizer or layer.kernel_quantizer):
             reason, remedy = obstacle(layer) or ("", "")
             rows.append(BinaryLayer(layer.path, not reason, reason, remedy, layer.is_binary))
         elif isinstance(layer, Convolution) and layer.is_binary:
@@ -52,10 +53,15 @@ def binary_table(model: keras.Model) -> list[BinaryLayer]:
     return rows
 
 
-def obstacle(layer: QuantDense | QuantConv2D) -> tuple[str, str] | None:
+def obstacle(layer: QuantizedKernel) -> tuple[str, str] | None:
     """Returns why the product of a built layer with quantizers isn't binary in a file, and what to change; `None` if
     it is.
     """
+    if not isinstance(layer, QuantConv1D | QuantConv2D | QuantDense):
+        return (
+            f"no interpreter has a binary product for a {type(layer).__name__}",
+            "use it without an input quantizer, or QuantConv1D, QuantConv2D or QuantDense for binary products",
+        )
     if layer.input_quantizer is None:
         return "its inputs aren't quantized", "set input_quantizer='ste_sign' or another sign"
     if layer.kernel_quantizer is None:
@@ -73,15 +79,15 @@ def obstacle(layer: QuantDense | QuantConv2D) -> tuple[str, str] | None:
             "unit",
             "use a sign such as kernel_quantizer='ste_sign', or 'scaled_sign' with a factor for each unit",
         )
-    if not isinstance(layer, QuantConv2D):
+    if isinstance(layer, QuantDense):
         return None
-    channels = layer.kernel.shape[2]
+    channels = layer.kernel.shape[-2]
     if layer.groups > 1 and channels % _WORD:
         return (
             f"each of its {layer.groups} groups has {channels} channels, and LCE takes multiples of {_WORD}",
             f"use groups of {_WORD} channels or a multiple, or groups=1",
         )
-    if layer.padding == "same" and layer.pad_values not in (-1, 0, 1):
+    if layer.padding != "valid" and layer.pad_values not in (-1, 0, 1):
         return f"LCE can't pad with pad_values={layer.pad_values}", "use pad_values=1, or padding='valid'"
     return None
 
@@ -102,7 +108,7 @@ def is_sign(quantizer: Any) -> bool:
     return np.array_equal(values, np.where(x >= 0, 1.0, -1.0))
 
 
-def signs_and_scale(layer: QuantDense | QuantConv2D) -> tuple[np.ndarray, np.ndarray]:
+def signs_and_scale(layer: QuantizedKernel) -> tuple[np.ndarray, np.ndarray]:
     """Returns the kernel of `layer` as +-1 and a factor for each unit.
 
     Raises:

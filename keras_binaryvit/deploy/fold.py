@@ -17,7 +17,13 @@ from keras_binaryvit.deploy.graph import SEPARATOR, Edge, Graph, Input, Node
 _PRODUCTS = (lce_layers.Convolution, lce_layers.Dense, lce_layers.DepthwiseConvolution, lce_layers.Affine)
 # Their kernel holds one value for each channel.
 _CHANNELWISE = (lce_layers.Affine, lce_layers.FloatSign)
-_SUMS = (lce_layers.Add, lce_layers.AveragePooling, lce_layers.GlobalAveragePooling, lce_layers.Upsampling)
+_SUMS = (
+    lce_layers.Add,
+    lce_layers.AddInFront,
+    lce_layers.AveragePooling,
+    lce_layers.GlobalAveragePooling,
+    lce_layers.Upsampling,
+)
 _REARRANGED: dict[type, Callable[[np.ndarray, dict], np.ndarray]] = {
     lce_layers.Tile: lambda shift, options: np.tile(shift, options["copies"]),
     lce_layers.GroupMean: lambda shift, options: np.reshape(shift, (-1, options["size"])).mean(-1),
@@ -31,6 +37,11 @@ def fold(graph: Graph) -> Graph:
 
 class _Folding:
     def __init__(self, graph: Graph):
+        read = {edge.node for edge in graph.outputs}
+        for node in reversed(graph.nodes):
+            if node in read:
+                read |= {edge.node for edge in node.inputs}
+        graph.nodes = [node for node in graph.nodes if node in read or node.kind is Input]
         self._graph = graph
         self._done: list[Node] = []
         # What reads each node, with the reading node; `None` reads the outputs.
@@ -43,8 +54,6 @@ class _Folding:
 
     def run(self):
         for node in self._graph.nodes:
-            if not self._reads[node] and node.kind is not Input:
-                continue  # nobody reads it
             self._take_in(node)
             self._done.append(node)
             self._center(node)

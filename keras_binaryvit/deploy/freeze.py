@@ -9,7 +9,7 @@ from keras_binaryvit.deploy.fold import fold
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.lce_layers import Convolution
 from keras_binaryvit.deploy.lower import RULES, lower
-from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 _RULES = {"lce": RULES, "fused": lower_runtime.RULES}
 
@@ -62,7 +62,7 @@ def freeze(model: keras.Model, ops: str = "lce", check: bool = True) -> keras.Mo
             "quantize()."
         )
     for layer in layers.values():
-        if isinstance(layer, QuantDense | QuantConv2D) and not layer.built:
+        if isinstance(layer, QuantizedKernel) and not layer.built:
             raise ConversionError(
                 f"The layer {layer.name!r} of the model {model.name!r} can't be frozen: it has never been built. The "
                 "layer that holds it must build it in its build(), or leave it out."

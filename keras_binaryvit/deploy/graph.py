@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.layers import QuantConv1D, QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from keras_binaryvit.models.image_classifier import ImageClassifier
 from keras_binaryvit.typing import Shape
 
@@ -219,7 +219,8 @@ def _symbolic() -> Iterator[None]:
         (keras.Variable, name, lambda self, other, function=function: function(self, other))
         for name, function in _ARITHMETIC.items()
     ]
-    replaced += [(kind, "call", _inherited(kind, kind.call)) for kind in (QuantConv2D, QuantDense)]
+    kinds = (QuantConv1D, QuantConv2D, QuantDense, QuantDepthwiseConv2D)
+    replaced += [(kind, "call", _inherited(kind, kind.call)) for kind in kinds]
     own = [vars(kind).get(name) for kind, name, _ in replaced]
     for kind, name, function in replaced:
         setattr(kind, name, function)

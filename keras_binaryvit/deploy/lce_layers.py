@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.deploy import composite
-from keras_binaryvit.layers.quant_dense import same_padding
+from keras_binaryvit.layers.quantized import same_padding
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 _PACKAGE = "keras_binaryvit"
@@ -95,8 +95,9 @@ class Pad(InferenceLayer):
         return ops.pad(inputs, ((0, 0), *self.paddings, (0, 0)), constant_values=self.value)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, height, width, channels = input_shape
-        return batch, height + sum(self.paddings[0]), width + sum(self.paddings[1]), channels
+        batch, *sides, channels = input_shape
+        padded = (side and side + sum(around) for side, around in zip(sides, self.paddings, strict=True))
+        return batch, *padded, channels
 
     def get_config(self) -> dict:
         return {**super().get_config(), "paddings": self.paddings, "value": self.value}
@@ -302,6 +303,24 @@ class AddConstant(InferenceLayer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "constant_shape": self.constant_shape}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class AddInFront(AddConstant):
+    """Adds a constant to the first columns of maps with two columns or more.
+
+    In two parts, always: LCE's converter takes any constant that is added to a whole binary convolution for its bias.
+
+    Args:
+        constant_shape: `(columns, channels)`.
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:
+        columns = min(self.constant_shape[0], inputs.shape[2] - 1)
+        first, others = inputs[:, :, :columns] + self.constant[:columns], inputs[:, :, columns:]
+        if columns < self.constant_shape[0]:
+            others = others + self.constant[columns:]
+        return ops.concatenate([first, others], axis=2)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)

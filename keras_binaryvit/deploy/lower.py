@@ -30,7 +30,7 @@ from keras_binaryvit.deploy.graph import (
     outside_training,
     subclassed_graph,
 )
-from keras_binaryvit.layers.quant_dense import same_padding
+from keras_binaryvit.layers.quantized import PaddedKernel, QuantizedKernel
 from keras_binaryvit.models.deit import exact_gelu
 from keras_binaryvit.typing import Shape
 
@@ -149,7 +149,7 @@ class Lowering:
     def _opened(self, operation, args, kwargs):
         """Returns what `operation` is made of, `None` where it stays as it is."""
         inner = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
-        quantized = [layer for layer in inner if isinstance(layer, layers.QuantDense | layers.QuantConv2D)]
+        quantized = [layer for layer in inner if isinstance(layer, QuantizedKernel)]
         must = bool(quantized) or isinstance(operation, keras.Model | keras.layers.Lambda)
         # Layers of Keras stay whole: it saves and names them as people know them.
         own = not _is_keras(type(operation)) or not _is_keras(getattr(operation, "activation", None))
@@ -212,14 +212,31 @@ class Lowering:
         shape = np.shape(constant)
         return self.node(lce_layers.AddConstant, [x], x.shape, {"constant": constant}, constant_shape=shape)
 
-    def product(self, layer: keras.Layer, x: Edge, shape: Shape, **options: Any) -> Edge:
+    def reshaped(self, x: Edge, shape: Shape) -> Edge:
+        """Returns `x` in another `shape` with the same channels. Its affine moves behind the reshape, and a reshape
+        that undoes another one is none."""
+        if x.shape == tuple(shape):
+            return x
+        if isinstance(x.node.options.get("operation"), keras.layers.Reshape):
+            (source,) = x.node.inputs
+            if source.shape == tuple(shape):
+                return source.affine(x.scale, x.shift)
+        layer = keras.layers.Reshape([-1 if side is None else side for side in shape])
+        return self.operation(layer, Edge(x.node)).affine(x.scale, x.shift)
+
+    def product(self, layer: QuantizedKernel, x: Edge, shape: Shape, **options: Any) -> Edge:
         """The quantized `x` times the layer's kernel, `(height, width, in, out)`; `x` is a map."""
         binary = obstacle(layer) is None
-        if binary and options.get("padding") == "same" and options["pad_values"] == -1:
-            # LCE pads with 1 only; the sign of a map that is padded with -1 already is the same.
-            x = self.padded(x, layer)
+        padding, value = options.get("padding"), options.get("pad_values", 0.0)
+        # LCE pads evenly, and with 0 or 1.
+        padded_before = padding == "causal" or (binary and padding == "same" and value == -1)
+        if padded_before:
             options |= {"padding": "valid", "pad_values": 0.0}
+        if padded_before and binary:
+            x = self.padded(layer, x, value or 1.0)  # 0 has no sign: see `_without_ones_in_front`
         x = self.sign(layer.input_quantizer, x)
+        if padded_before and not binary:
+            x = self.padded(layer, x, value)
         if binary:
             values, scale = signs_and_scale(layer)
         else:
@@ -234,12 +251,18 @@ class Lowering:
         }
         return self.node(lce_layers.Convolution, [x], shape, constants, filters=filters, binary=binary, **options)
 
-    def padded(self, x: Edge, layer: layers.QuantConv2D) -> Edge:
-        height, width, channels = x.shape
-        sizes = zip((height, width), layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
-        paddings = [same_padding(*size) for size in sizes]
-        shape = (height + sum(paddings[0]), width + sum(paddings[1]), channels)
-        return self.node(lce_layers.Pad, [x], shape, paddings=paddings, value=-1.0)
+    def padded(self, layer: PaddedKernel, x: Edge, value: float) -> Edge:
+        """Puts `value` around the map `x` as `layer` puts its own."""
+        *sides, channels = x.shape
+        if layer.padding == "same" and None in sides:
+            raise ConversionError(
+                f"The layer {layer.path!r} can't be frozen for inputs of unknown sides: it pads with "
+                f"{layer.pad_values}. Use pad_values=1, or give the model's input its sides."
+            )
+        paddings = layer.paddings(sides[-len(layer.kernel_size) :])
+        paddings = [(0, 0)] * (len(sides) - len(paddings)) + paddings
+        shape = (*(side and side + sum(padding) for side, padding in zip(sides, paddings, strict=True)), channels)
+        return self.node(lce_layers.Pad, [x], shape, paddings=paddings, value=value)
 
     def biased_and_activated(self, layer: keras.Layer, x: Edge) -> Edge:
         if layer.use_bias:
@@ -356,26 +379,35 @@ def _quant_dense(lowering, layer, x):
     if len(positions) == 2:
         y = lowering.product(layer, x, (*positions, layer.units))
     else:  # LCE's only binary product is a convolution of maps
-        y = lowering.operation(keras.layers.Reshape((-1 if positions else 1, 1, channels)), x)
+        y = lowering.reshaped(x, (None if None in positions else math.prod(positions), 1, channels))
         y = lowering.product(layer, y, (*y.shape[:-1], layer.units))
         y = lowering.biased_and_activated(layer, y)
-        return lowering.operation(keras.layers.Reshape((*positions, layer.units)), y)
+        return lowering.reshaped(y, (*positions, layer.units))
     return lowering.biased_and_activated(layer, y)
 
 
-def _convolution_options(layer):
+def _check_channels_last(layer):
     if layer.data_format != "channels_last":
         raise ValueError(
             f"The layer {layer.path!r} can't be frozen: it has data_format={layer.data_format!r}, and LCE and TFLite "
             "convolve channels-last maps only."
         )
+
+
+def _convolution_options(layer):
+    _check_channels_last(layer)
     return {
-        "kernel_size": layer.kernel_size,
-        "strides": layer.strides,
+        "kernel_size": _of_maps(layer.kernel_size),
+        "strides": _of_maps(layer.strides),
         "padding": layer.padding,
-        "dilation_rate": layer.dilation_rate,
+        "dilation_rate": _of_maps(layer.dilation_rate),
         "groups": layer.groups,
     }
+
+
+def _of_maps(sizes, rank=2):
+    """Returns the sizes of a sequence, or its shape, for the map of height 1 that it becomes; those of maps stay."""
+    return (1,) * (rank - len(sizes)) + tuple(sizes)
 
 
 def _conv(lowering, layer, x):
@@ -389,7 +421,46 @@ def _conv(lowering, layer, x):
 def _quant_conv(lowering, layer, x):
     shape = layer.compute_output_shape((None, *x.shape))[1:]
     options = {**_convolution_options(layer), "pad_values": layer.pad_values}
-    return lowering.biased_and_activated(layer, lowering.product(layer, x, shape, **options))
+    # LCE's only binary product is a convolution of maps, of signs that are taken of maps.
+    x = lowering.reshaped(x, _of_maps(x.shape, rank=3))
+    y = lowering.product(layer, x, _of_maps(shape, rank=3), **options)
+    if layer.padding == "causal" and layer.pad_values == 0 and obstacle(layer) is None:
+        y = _without_ones_in_front(lowering, layer, y)
+    return lowering.reshaped(lowering.biased_and_activated(layer, y), shape)
+
+
+def _without_ones_in_front(lowering, layer, y):
+    """The output `y` of a binary causal convolution that pads with 1, as if it padded with 0."""
+    _, steps, _ = y.shape
+    (kernel_size,), (stride,), (dilation,) = layer.kernel_size, layer.strides, layer.dilation_rate
+    if steps is None:
+        raise ConversionError(
+            f"The layer {layer.path!r} can't be frozen for inputs of unknown length: it pads with 0, which is no sign. "
+            "Use pad_values=1 or -1, or give the model's input a length."
+        )
+    padding = dilation * (kernel_size - 1)
+    concerned = min(-(-padding // stride), steps)
+    positions = stride * np.arange(concerned)[:, None] + dilation * np.arange(kernel_size)
+    values, scale = signs_and_scale(layer)
+    sums = (positions < padding) @ values.sum(1) * scale
+    if steps == 1:
+        return y.affine(shift=-sums[0])
+    options = {"constant_shape": sums.shape}
+    return lowering.node(lce_layers.AddInFront, [y], y.shape, {"constant": -sums}, **options) if concerned else y
+
+
+def _quant_depthwise_conv(lowering, layer, x):
+    _check_channels_last(layer)
+    x = lowering.sign(layer.input_quantizer, x)
+    padding = layer.padding
+    if padding == "same" and layer.pad_values != 0:
+        x, padding = lowering.padded(layer, x, layer.pad_values), "valid"
+    names = ("kernel_size", "strides", "depth_multiplier", "data_format", "dilation_rate")
+    options = {name: getattr(layer, name) for name in names}
+    constant = keras.layers.DepthwiseConv2D(padding=padding, use_bias=False, **options)
+    constant.build((None, *x.shape))
+    constant.kernel.assign(layer.quantized_kernel()[0])
+    return lowering.biased_and_activated(layer, lowering.operation(constant, x))
 
 
 def _global_pooling(lowering, layer, x):
@@ -603,8 +674,10 @@ RULES: dict[type, Callable] = {
     layers.MultiBranchAveragePooling: _branches,
     layers.PatchEmbedding: _patch_embedding,
     layers.PatchMerging: _patch_merging,
+    layers.QuantConv1D: _quant_conv,
     layers.QuantConv2D: _quant_conv,
     layers.QuantDense: _quant_dense,
+    layers.QuantDepthwiseConv2D: _quant_depthwise_conv,
     layers.ResidualAffine: _affine,
     layers.RPReLU: _rprelu,
     layers.Shift: _shift,

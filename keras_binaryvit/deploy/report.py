@@ -28,7 +28,7 @@ from keras_binaryvit.deploy.interpreters import (
     runtime_interpreter,
 )
 from keras_binaryvit.deploy.verify import Verification, structured
-from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 _LONGEST = 10.0
 """Seconds after which a latency is no longer measured, however few the runs."""
@@ -89,7 +89,7 @@ def report(
 
 def input_shares(model: keras.Model, inputs: list[np.ndarray]) -> dict[str, float]:
     """Returns the share of +1 among the quantised inputs of each binary layer of `model`, by the layer's path."""
-    candidates = [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
+    candidates = [layer for layer in model._flatten_layers() if isinstance(layer, QuantizedKernel)]
     layers = {layer: layer.input_quantizer for layer in candidates if layer.is_binary}
     values: dict[str, list[float]] = {}
 

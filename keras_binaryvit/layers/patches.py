@@ -11,7 +11,7 @@ from keras_binaryvit.layers.checks import map_shape, positive_integer, with_know
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import kernel_initializer
-from keras_binaryvit.layers.quant_dense import QuantConv2D
+from keras_binaryvit.layers.quantized import QuantConv2D
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
@@ -168,6 +168,7 @@ class PatchMerging(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="convolution",
         )
+        self.convolution.warns_unclipped = False
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
         self.input_norm.build(input_shape)
         self.convolution.build(input_shape)

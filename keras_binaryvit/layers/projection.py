@@ -9,7 +9,7 @@ from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
-from keras_binaryvit.layers.quant_dense import QuantDense
+from keras_binaryvit.layers.quantized import QuantDense
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
@@ -58,6 +58,7 @@ class BinaryProjection(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="dense",
         )
+        self.dense.warns_unclipped = False
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
         self.activation = RPReLU(dtype=self.dtype_policy, name="activation")
 

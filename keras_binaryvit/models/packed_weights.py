@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit import quantizers
-from keras_binaryvit.layers import QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 
 def pack(model: keras.Model) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def from_bytes(content: bytes) -> dict[str, np.ndarray]:
 
 def _binary_layers(model):
     """Returns the layers with 1-bit kernels by the path of the kernel."""
-    layers = (layer for layer in model._flatten_layers() if isinstance(layer, QuantConv2D | QuantDense))
+    layers = (layer for layer in model._flatten_layers() if isinstance(layer, QuantizedKernel))
     return {layer.kernel.path: layer for layer in layers if quantizers.is_one_bit(layer.kernel_quantizer)}
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import keras
 
-from keras_binaryvit.layers.quant_dense import QuantConv2D, QuantDense
+from keras_binaryvit.layers.quantized import QuantizedKernel
 
 
 def with_real_kernels(model: keras.Model) -> keras.Model:
@@ -28,7 +28,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
 
     Source: Liu et al. (ReActNet), arXiv 2003.03488, section 5.1; Martinez et al., arXiv 2003.11535, section 4.1.
     """
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, QuantDense | QuantConv2D)]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, QuantizedKernel)]
     quantized = [layer for layer in layers if layer.kernel_quantizer is not None]
     if not quantized:
         raise ValueError(
@@ -42,7 +42,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
 def _without_kernel_quantizers(config):
     """Returns `config` with None for all kernel quantisers, at any depth: layers stand in their model's."""
     if isinstance(config, dict):
-        removed = ("kernel_quantizer", "conv_kernel_quantizer")
+        removed = ("kernel_quantizer", "conv_kernel_quantizer", "depthwise_quantizer")
         return {key: None if key in removed else _without_kernel_quantizers(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return type(config)(_without_kernel_quantizers(entry) for entry in config)

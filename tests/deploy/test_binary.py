@@ -50,6 +50,32 @@ def test_convolutions(options, reason, remedy):
     assert_same(frozen, model, images(model), exceptions=1)
 
 
+@pytest.mark.parametrize("padding", ["same", "causal"])
+@pytest.mark.parametrize("pad_values, binary", [(0, True), (1, True), (-1, True), (0.5, False)])
+def test_sequences(padding, pad_values, binary):
+    model = functional((7, 8), kb.layers.QuantConv1D(8, 3, padding=padding, pad_values=pad_values, **BINARY))
+    (row,) = binary_table(model)
+    assert row.binary == binary and row.claimed
+    assert binary or (row.reason == "LCE can't pad with pad_values=0.5" and "pad_values=1" in row.remedy)
+    frozen = kb.deploy.freeze(model)
+    assert len(binary_layers(frozen)) == binary
+    assert_same(frozen, model, images(model))
+
+
+def test_depthwise_convolutions_are_never_binary():
+    layers = [
+        kb.layers.QuantDepthwiseConv2D(3, depthwise_quantizer="ste_sign", **o)
+        for o in ({}, {"input_quantizer": "ste_sign"})
+    ]
+    model = functional((6, 6, 8), lambda x: [layer(x) for layer in layers])
+    rows = binary_table(model)
+    assert [row.binary for row in rows] == [False, False] and [row.claimed for row in rows] == [False, True]
+    assert all("no interpreter has a binary product for a QuantDepthwiseConv2D" == row.reason for row in rows)
+    assert_same(kb.deploy.freeze(model), model, images(model))
+    profile = kb.profile.summary(model, print_fn=lambda text: None)
+    assert profile.macs == {32: 2 * 4 * 4 * 3 * 3 * 8} and not profile.uncounted
+
+
 def test_every_layer_with_quantizers_has_a_row():
     model = pyramid()
     assert len(binary_table(model)) == len(binary_layers(kb.deploy.freeze(model))) == 14

@@ -324,6 +324,95 @@ def test_padding_with_minus_one():
     assert ops["LceBconv2d"] == 1
 
 
+# --- Sequences and depthwise convolutions ---
+
+ZEROS = {"PADV2", "STRIDED_SLICE", "ADD", "CONCATENATION"}
+SEQUENCES = [
+    ({"padding": "valid", "strides": 2}, set()),
+    ({"padding": "valid", "groups": 2, "dilation_rate": 2}, set()),
+    ({"padding": "same"}, set()),
+    ({"padding": "same", "pad_values": 1.0, "strides": 2}, set()),
+    ({"padding": "same", "pad_values": -1.0}, {"PADV2"}),
+    ({"padding": "causal", "pad_values": 1.0, "dilation_rate": 2}, {"PADV2"}),
+    ({"padding": "causal", "pad_values": -1.0, "strides": 2}, {"PADV2"}),
+    ({"padding": "causal"}, ZEROS),
+    ({"padding": "causal", "strides": 2}, ZEROS),
+    ({"padding": "causal", "dilation_rate": 2, "groups": 2}, ZEROS),
+    ({"padding": "causal", "dilation_rate": 4}, ZEROS),  # each output reads zeros
+]
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+@pytest.mark.parametrize(
+    "options, others", SEQUENCES, ids=lambda case: "-".join(map(str, case.values())) if isinstance(case, dict) else ""
+)
+def test_sequences(options, others, converter):
+    """The sums are integers, and the file computes exactly what the model does, not only what the frozen one does."""
+    layer = kb.layers.QuantConv1D(32, 3, use_bias=False, **options, **BINARY)
+    model = functional((8, 64), layer)
+    flatbuffer = kb.deploy.convert(model, converter=converter)
+    ops = kb.deploy.count_ops(flatbuffer)
+    assert set(ops) == {"RESHAPE", "LceQuantize", "LceBconv2d"} | others
+    assert ops["LceBconv2d"] == ops["LceQuantize"] == 1 and ops.total() <= 10
+    x = images(model)
+    np.testing.assert_array_equal(kb.deploy.predict(flatbuffer, x), keras.ops.convert_to_numpy(model(x)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_sequence_shorter_than_the_kernel(steps):
+    layer = kb.layers.QuantConv1D(32, 3, padding="causal", input_quantizer="ste_sign", kernel_quantizer="scaled_sign")
+    model = functional((steps, 32), layer)
+    assert assert_converts(model)["LceBconv2d"] == 1
+    kb.deploy.verify(model, kb.deploy.convert(model), images(model))
+
+
+@pytest.mark.parametrize("ops", ["lce", "fused"])
+def test_a_temporal_network(ops):
+    """Reshapes between binary convolutions go, and norms become part of them."""
+
+    def network(x):
+        for dilation in (1, 2, 4):
+            options = {"padding": "causal", "pad_values": 1.0, "dilation_rate": dilation, "use_bias": False}
+            x = layers.BatchNormalization()(kb.layers.QuantConv1D(32, 3, **options, **BINARY)(x))
+        return layers.Dense(3)(
+            layers.GlobalAveragePooling1D()(kb.layers.QuantConv1D(32, 2, padding="causal", **BINARY)(x))
+        )
+
+    model = functional((20, 32), network)
+    flatbuffer = kb.deploy.convert(model, ops)
+    counts = kb.deploy.count_ops(flatbuffer)
+    assert counts["LceBconv2d"] == counts["LceQuantize"] == counts["PADV2"] == 4 and counts["RESHAPE"] <= 3, counts
+    assert not counts["DEPTHWISE_CONV_2D"] and not counts["MUL"], counts
+    kb.deploy.verify(model, flatbuffer, images(model))
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+def test_depthwise_kernels_become_constants(converter):
+    options = {"depth_multiplier": 2, "padding": "same", "pad_values": 1.0, "strides": 2}
+    layer = kb.layers.QuantDepthwiseConv2D(3, depthwise_quantizer="magnitude_aware_sign", name="here", **options)
+    model = functional((7, 6, 8), lambda x: kb.layers.QuantConv2D(32, 1, **BINARY)(layer(x)))
+    with pytest.warns(
+        UserWarning, match="here: float32, no interpreter has a binary product for a QuantDepthwiseConv2D"
+    ):
+        flatbuffer = kb.deploy.convert(model, converter=converter)
+    counts = kb.deploy.count_ops(flatbuffer)
+    assert counts["DEPTHWISE_CONV_2D"] == counts["LceBconv2d"] == 1 and counts.total() <= 5, counts
+    kb.deploy.verify(model, flatbuffer, images(model))
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+def test_binary_depthwise_convolutions_are_an_error(converter):
+    layer = kb.layers.QuantDepthwiseConv2D(3, depthwise_quantizer="ste_sign", input_quantizer="ste_sign", name="here")
+    model = functional((6, 6, 8), layer)
+    with pytest.raises(
+        kb.deploy.ConversionError, match="here: float32, .*; use it without an input quantizer, or Quant"
+    ):
+        kb.deploy.convert(model, converter=converter)
+    flatbuffer = kb.deploy.convert(model, strict=False, converter=converter)
+    assert kb.deploy.count_ops(flatbuffer)["DEPTHWISE_CONV_2D"] == 1
+    kb.deploy.verify(model, flatbuffer, images(model))
+
+
 # --- Errors ---
 
 

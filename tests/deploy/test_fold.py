@@ -13,7 +13,15 @@ from keras_binaryvit.layers import BatchNorm, MultiBranchAveragePooling, Residua
 BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 # Of the library and of Keras: what is to be trained, and never part of a frozen model.
 TRAINED = ("BatchNorm", "BatchNormalization", "Shift", "ResidualAffine", "RPReLU", "Dropout", "QuantDense")
-TRAINED += ("QuantConv2D", "BinaryProjection", "MultiBranchAveragePooling", "ElasticBinarizer", "BinarySelfAttention")
+TRAINED += (
+    "QuantConv1D",
+    "QuantConv2D",
+    "QuantDepthwiseConv2D",
+    "BinaryProjection",
+    "MultiBranchAveragePooling",
+    "ElasticBinarizer",
+    "BinarySelfAttention",
+)
 
 
 def conv(size=3, padding="valid", **options):
@@ -63,6 +71,10 @@ NETWORKS = {
     "two thresholds": (
         (conv(), norm(), fork(*[after(Shift(), kb.layers.QuantDense(4, **BINARY)) for _ in range(2)])),
         {"Convolution": 3, "Sign": 2, "AddConstant": 1, "Add": 1},
+    ),
+    "reshapes that undo each other": (
+        (layers.Reshape((36, 8)), *2 * (kb.layers.QuantConv1D(8, 3, padding="same", **BINARY), norm())),
+        {"Reshape": 3, "Affine": 1, "Sign": 2, "Convolution": 2},
     ),
     "norm before the branches": ((norm(), MultiBranchAveragePooling()), {"Affine": 1, "DepthwiseConvolution": 1}),
     "norm within": ((conv(), norm(), MultiBranchAveragePooling()), {"Convolution": 1, "DepthwiseConvolution": 1}),

@@ -219,6 +219,30 @@ def test_sides_that_are_unknown():
     assert_same(kb.deploy.freeze(model), model, images(model))
 
 
+def test_sequences_of_unknown_length():
+    def network(padding, pad_values):
+        options = {"padding": padding, "pad_values": pad_values, "name": "here", **BINARY}
+        return functional((None, 8), lambda x: layers.BatchNormalization()(kb.layers.QuantConv1D(4, 3, **options)(x)))
+
+    for padding, pad_values in (("causal", 1.0), ("causal", -1.0), ("same", 0.0), ("same", 1.0)):
+        model = network(padding, pad_values)
+        assert_same(kb.deploy.freeze(model), model, images(model), exceptions=1)
+    with pytest.raises(kb.deploy.ConversionError, match="'here' .* unknown length: it pads with 0.*pad_values=1 or -1"):
+        kb.deploy.freeze(network("causal", 0.0))
+    with pytest.raises(kb.deploy.ConversionError, match="'here' .* unknown sides: it pads with -1.*pad_values=1"):
+        kb.deploy.freeze(network("same", -1.0))
+
+
+@pytest.mark.parametrize("quantizers", [{"kernel_quantizer": "scaled_sign"}, {"input_quantizer": "ste_tern"}, {}])
+@pytest.mark.parametrize("padding, pad_values", [("valid", 0), ("same", 1), ("causal", 0), ("causal", 0.5)])
+def test_sequences_in_float32(padding, pad_values, quantizers):
+    layer = kb.layers.QuantConv1D(4, 3, padding=padding, pad_values=pad_values, activation="relu", **quantizers)
+    model = functional((7, 8), lambda x: layer(layers.BatchNormalization()(x)))
+    frozen = kb.deploy.freeze(model)
+    assert kinds(frozen)["Convolution"] == 1 and kinds(frozen)["Reshape"] == 2
+    assert_same(frozen, model, images(model), exceptions=quantizers.get("input_quantizer") is not None)
+
+
 class Residual(layers.Layer):
     """Somebody's own layer around binary ones, as `freeze` asks for it."""
 

@@ -1,5 +1,6 @@
-"""QuantDense and QuantConv2D against Larq's layers, the recordings of the authors' code, and NumPy."""
+"""The layers with quantized kernels against Larq's, the recordings of the authors' code, and NumPy."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -12,9 +13,9 @@ from keras import ops
 from larq_recording import LAYERS, layer_arrays, layer_upstream, recording
 from requirements import needs_larq
 
-from keras_binaryvit import constraints, quantizers
-from keras_binaryvit.layers import quant_dense
-from keras_binaryvit.layers.quant_dense import QuantConv2D, QuantDense
+from keras_binaryvit import constraints, layers, quantizers
+from keras_binaryvit.layers import quantized
+from keras_binaryvit.layers.quantized import QuantConv1D, QuantConv2D, QuantDense, QuantDepthwiseConv2D
 
 BINARY = {"input_quantizer": "approx_sign", "kernel_quantizer": "scaled_sign"}
 
@@ -53,7 +54,7 @@ def test_equals_larq(index):
     name, arguments, shape = LAYERS[index]
     larq = recording()
     x, kernel, bias = layer_arrays(arguments, shape)
-    layer = getattr(quant_dense, name)(**arguments)
+    layer = getattr(quantized, name)(**arguments)
     layer.build(shape)
     layer.set_weights([kernel, bias] if layer.use_bias else [kernel])
     expected = larq[f"layer{index}"]
@@ -165,6 +166,46 @@ def test_conv_output_shape(size, kernel_size, stride, dilation, padding, pad_val
     assert layer(keras.KerasTensor((None, *shape[1:]))).shape == (None, *outputs.shape[1:])
 
 
+def np_conv1d(x, kernel, stride, dilation, front, back, pad_values):
+    """Returns the convolution of sequences, padded in front and behind."""
+    x = np.pad(x, ((0, 0), (front, back), (0, 0)), constant_values=pad_values)
+    reach = (len(kernel) - 1) * dilation + 1
+    steps = range(0, x.shape[1] - reach + 1, stride)
+    return np.stack([np.einsum("bkc,kcf->bf", x[:, t : t + reach : dilation], kernel) for t in steps], axis=1)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize("pad_values", [0.0, 1.0, -1.0])
+def test_causal_convolution(pad_values, stride, dilation, data_format):
+    options = {"strides": stride, "dilation_rate": dilation, "pad_values": pad_values, "data_format": data_format}
+    layer = QuantConv1D(4, 3, padding="causal", use_bias=False, **options, **BINARY)
+    x, kernel = normal(2, 9, 5), normal(3, 5, 4, seed=1)
+    given = x if data_format == "channels_last" else x.transpose(0, 2, 1)
+    layer.build(given.shape)
+    layer.kernel.assign(kernel)
+    signs, kernel_signs = np.where(x >= 0, 1.0, -1.0), np.where(kernel >= 0, 1.0, -1.0)
+    expected = np_conv1d(signs, kernel_signs, stride, dilation, 2 * dilation, 0, pad_values)
+    expected = expected * np.abs(kernel).mean((0, 1))
+    if data_format == "channels_first":
+        expected = expected.transpose(0, 2, 1)
+    assert layer.compute_output_shape(given.shape) == expected.shape
+    if data_format == "channels_first" and keras.backend.backend() == "tensorflow":  # has no such one on a CPU
+        return
+    outputs = numpy(layer(given))
+    assert_close(outputs, expected, 1e-6)
+
+
+def test_a_causal_convolution_of_any_length():
+    inputs = keras.Input((None, 3))
+    layer = QuantConv1D(4, 3, padding="causal", pad_values=1.0, **BINARY)
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, None, 4)
+    for steps in (2, 7):
+        x = normal(2, steps, 3)
+        np.testing.assert_allclose(model.predict(x, verbose=0), numpy(layer(x)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("pad_values", [0.0, 1.0, -1.0])
 def test_conv_of_images_of_any_size(pad_values, stride):
@@ -225,6 +266,8 @@ LAYERS_TO_SAVE = [
         kernel_constraint="weight_clip",
     ),
     QuantConv2D(5, 2, dilation_rate=2, activation="tanh", kernel_quantizer=quantizers.NoOp(precision=1)),
+    QuantConv1D(6, 3, padding="causal", pad_values=1.0, groups=2, **BINARY, bias_constraint="weight_clip"),
+    QuantDepthwiseConv2D(3, depth_multiplier=2, padding="same", pad_values=-1.0, depthwise_quantizer="ste_sign"),
 ]
 
 
@@ -233,8 +276,8 @@ def test_config(layer):
     copy = type(layer).from_config(layer.get_config())
     assert copy.get_config() == layer.get_config()
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer)).name == layer.name
-    for name in ("input_quantizer", "kernel_quantizer", "kernel_constraint"):
-        ours, theirs = getattr(layer, name), getattr(copy, name)
+    for name in ("input_quantizer", "kernel_quantizer", "kernel_constraint", "depthwise_constraint"):
+        ours, theirs = getattr(layer, name, None), getattr(copy, name, None)
         assert type(ours) is type(theirs)
         assert ours is None or ours.get_config() == theirs.get_config()
     assert getattr(copy, "pad_values", None) == getattr(layer, "pad_values", None)
@@ -244,6 +287,9 @@ def test_config(layer):
 def test_saves_and_loads(tmp_path):
     inputs = keras.Input((6, 7, 4))
     x = QuantConv2D(6, 3, padding="same", pad_values=1.0, kernel_constraint="weight_clip", **BINARY)(inputs)
+    x = QuantDepthwiseConv2D(3, depthwise_quantizer="ste_sign", depthwise_constraint="weight_clip")(x)
+    x = keras.layers.Reshape((-1, 6))(x)
+    x = QuantConv1D(6, 3, padding="causal", pad_values=-1.0, **BINARY)(x)
     x = QuantDense(5, input_quantizer="ste_sign", kernel_quantizer="centered_scaled_sign")(x)
     model = keras.Model(inputs, QuantDense(3, **BINARY)(x))
     model.save(tmp_path / "model.keras")
@@ -268,6 +314,76 @@ def test_saves_and_loads(tmp_path):
 def test_is_binary(input_quantizer, kernel_quantizer, expected):
     arguments = {"input_quantizer": input_quantizer, "kernel_quantizer": kernel_quantizer}
     assert QuantDense(2, **arguments).is_binary is QuantConv2D(2, 1, **arguments).is_binary is expected
+
+
+LARQS = """QuantConv2DTranspose QuantConv3D QuantConv3DTranspose QuantLocallyConnected1D QuantLocallyConnected2D
+    QuantSeparableConv1D QuantSeparableConv2D""".split()
+
+
+@pytest.mark.parametrize("name", LARQS)
+def test_layers_of_larq_that_are_not_here(name):
+    with pytest.raises(
+        AttributeError, match=f"no layer {name}, .* Use (keras.layers|QuantConv|QuantDepthwise).* instead"
+    ):
+        getattr(layers, name)
+    assert name not in layers.__all__
+    with pytest.raises(AttributeError, match="no attribute 'QuantSomething'"):
+        layers.QuantSomething  # noqa: B018
+
+
+@needs_larq
+def test_all_layers_of_larq_are_here_or_answered():
+    names = {name for name in recording()["names"] if not name.startswith("Quantizer")}
+    assert names == {*LARQS, "QuantDense", "QuantConv1D", "QuantConv2D", "QuantDepthwiseConv2D"}
+
+
+# --- The warning of a kernel without a constraint ---
+
+
+def warnings_of(build):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build()
+    return [str(warning.message) for warning in caught]
+
+
+UNCLIPPED = [
+    (lambda **options: QuantDense(3, **options), (2, 4)),
+    (lambda **options: QuantConv1D(3, 2, **options), (2, 5, 4)),
+    (lambda **options: QuantConv2D(3, 2, **options), (2, 5, 5, 4)),
+    (lambda kernel_quantizer: QuantDepthwiseConv2D(2, depthwise_quantizer=kernel_quantizer), (2, 5, 5, 4)),
+]
+
+
+@pytest.mark.parametrize("create, shape", UNCLIPPED, ids=["dense", "conv1d", "conv2d", "depthwise"])
+def test_warns_once_of_a_binary_kernel_without_a_constraint(create, shape):
+    layer = create(kernel_quantizer="ste_sign")
+
+    def use():
+        layer.build(shape)
+        layer(normal(*shape))
+
+    (message,) = warnings_of(use)
+    assert message.startswith(f"The layer {layer.name!r} ({type(layer).__name__}) has a 1-bit kernel and no constraint")
+    assert "kernel_constraint='weight_clip'" in message and "SteSign(clip_value=1.0)" in message
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda: QuantDense(3, kernel_quantizer="ste_sign", kernel_constraint="weight_clip"),
+        lambda: QuantDense(3, kernel_quantizer=quantizers.SteSign(clip_value=None)),
+        lambda: QuantDense(3, kernel_quantizer="ste_tern"),
+        lambda: QuantDense(3, input_quantizer="ste_sign"),
+        lambda: QuantDense(3, kernel_quantizer=quantizers.NoOp(precision=1)),
+        lambda: layers.BinaryProjection(4),
+        lambda: layers.BinaryTransformerBlock(2, 2),
+        lambda: layers.PatchMerging(8),
+        lambda: QuantDepthwiseConv2D(2, depthwise_quantizer="ste_sign", depthwise_constraint="weight_clip"),
+    ],
+)
+def test_no_warning(create):
+    assert warnings_of(lambda: create().build((None, 4, 4, 4))) == []
 
 
 @pytest.mark.parametrize("layer", [QuantDense, lambda units, **kwargs: QuantConv2D(units, 1, **kwargs)])
