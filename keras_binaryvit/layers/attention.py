@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.binary_kernels import BinaryKernels
 from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
@@ -15,7 +16,7 @@ from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class BinarySelfAttention(keras.layers.Layer):
+class BinarySelfAttention(BinaryKernels):
     """Self-attention whose products are all binary, with spatial reduction of the keys and values.
 
     With P a `BinaryProjection`, h the inputs and r the reduction:
@@ -33,6 +34,8 @@ class BinarySelfAttention(keras.layers.Layer):
         kernel_quantizer: Of the projections' kernels: whatever `quantizers.get` takes.
         binary_probabilities: Whether the probabilities p become a; without, and without quantisers, this is a real
             attention of the same shape, to compare with.
+        **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
+            arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out; with `return_attention_scores=True` also a, the
     binarised probabilities, `(batch, heads, height * width, height * width / reduction ** 2)`.
@@ -52,12 +55,10 @@ class BinarySelfAttention(keras.layers.Layer):
         binary_probabilities: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.binary_probabilities = binary_probabilities
         self.num_heads = positive_integer("num_heads", num_heads)
         self.reduction = positive_integer("reduction", reduction)
-        self.input_quantizer = quantizers.get(input_quantizer)
-        self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape: Shape) -> None:
         self._shape = height, width, channels = map_shape(self, input_shape)
@@ -72,9 +73,7 @@ class BinarySelfAttention(keras.layers.Layer):
             )
 
         def projection(name):
-            return BinaryProjection(
-                channels, self.input_quantizer, self.kernel_quantizer, dtype=self.dtype_policy, name=name
-            )
+            return BinaryProjection(channels, **self.kernel_arguments(), name=name)
 
         self.query, self.key, self.value = projection("query"), projection("key"), projection("value")
         self.output_projection = projection("output")
@@ -173,7 +172,5 @@ class BinarySelfAttention(keras.layers.Layer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "reduction": self.reduction,
-            "input_quantizer": quantizers.serialize(self.input_quantizer),
-            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "binary_probabilities": self.binary_probabilities,
         }

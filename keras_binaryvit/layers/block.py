@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
-from keras_binaryvit import quantizers
 from keras_binaryvit.layers.affine import ResidualAffine
 from keras_binaryvit.layers.attention import BinarySelfAttention
+from keras_binaryvit.layers.binary_kernels import BinaryKernels
 from keras_binaryvit.layers.feed_forward import BinaryFeedForward
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import MultiBranchAveragePooling
@@ -15,7 +15,7 @@ from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class BinaryTransformerBlock(keras.layers.Layer):
+class BinaryTransformerBlock(BinaryKernels):
     """One block of BinaryViT:
 
         y = x + DropPath(Affine(Attention(BN(x))))
@@ -36,6 +36,8 @@ class BinaryTransformerBlock(keras.layers.Layer):
         binary_probabilities: Whether attention probabilities are binary.
         remat: Whether training computes the block's intermediate results again in the backward pass, rather than keep
             them: less memory, more time, the same gradients.
+        **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
+            arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out.
 
@@ -56,12 +58,7 @@ class BinaryTransformerBlock(keras.layers.Layer):
         remat: bool = False,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        arguments = {
-            "input_quantizer": quantizers.get(input_quantizer),
-            "kernel_quantizer": quantizers.get(kernel_quantizer),
-            "dtype": self.dtype_policy,
-        }
+        super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.drop_path_rate = drop_path_rate
         self.has_branches = branches
         self.has_affine = affine
@@ -69,11 +66,15 @@ class BinaryTransformerBlock(keras.layers.Layer):
         affine_layer = ResidualAffine if affine else keras.layers.Identity
         self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
         self.attention = BinarySelfAttention(
-            num_heads, reduction, binary_probabilities=binary_probabilities, **arguments, name="attention"
+            num_heads,
+            reduction,
+            binary_probabilities=binary_probabilities,
+            **self.kernel_arguments(),
+            name="attention",
         )
         self.attention_affine = affine_layer(dtype=self.dtype_policy, name="attention_affine")
         self.feed_forward_norm = BatchNorm(dtype=self.dtype_policy, name="feed_forward_norm")
-        self.feed_forward = BinaryFeedForward(expansion, **arguments, name="feed_forward")
+        self.feed_forward = BinaryFeedForward(expansion, **self.kernel_arguments(), name="feed_forward")
         self.feed_forward_affine = affine_layer(dtype=self.dtype_policy, name="feed_forward_affine")
         self.branches = MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches") if branches else None
         # One decision a sample, the same for all its positions and channels.
@@ -118,8 +119,6 @@ class BinaryTransformerBlock(keras.layers.Layer):
             "reduction": self.attention.reduction,
             "expansion": self.feed_forward.expansion,
             "drop_path_rate": self.drop_path_rate,
-            "input_quantizer": quantizers.serialize(self.attention.input_quantizer),
-            "kernel_quantizer": quantizers.serialize(self.attention.kernel_quantizer),
             "branches": self.has_branches,
             "affine": self.has_affine,
             "binary_probabilities": self.attention.binary_probabilities,

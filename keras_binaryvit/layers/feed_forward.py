@@ -4,20 +4,22 @@ from typing import Any
 
 import keras
 
-from keras_binaryvit import quantizers
+from keras_binaryvit.layers.binary_kernels import BinaryKernels
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.projection import BinaryProjection
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class BinaryFeedForward(keras.layers.Layer):
+class BinaryFeedForward(BinaryKernels):
     """The feed-forward part of a block: a projection to `expansion` times the channels and one back.
 
     Args:
         expansion: How many times wider the hidden layer is.
         input_quantizer: Of both projections: whatever `quantizers.get` takes.
         kernel_quantizer: Of both projections: whatever `quantizers.get` takes.
+        **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
+            arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, ..., channels)`, and the same comes out.
 
@@ -31,20 +33,13 @@ class BinaryFeedForward(keras.layers.Layer):
         kernel_quantizer: QuantizerLike = "centered_scaled_sign",
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.expansion = positive_integer("expansion", expansion)
-        self.input_quantizer = quantizers.get(input_quantizer)
-        self.kernel_quantizer = quantizers.get(kernel_quantizer)
 
     def build(self, input_shape: Shape) -> None:
         channels = positive_integer("channels", input_shape[-1])
-        arguments = {
-            "input_quantizer": self.input_quantizer,
-            "kernel_quantizer": self.kernel_quantizer,
-            "dtype": self.dtype_policy,
-        }
-        self.expand = BinaryProjection(channels * self.expansion, **arguments, name="expand")
-        self.reduce = BinaryProjection(channels, **arguments, name="reduce")
+        self.expand = BinaryProjection(channels * self.expansion, **self.kernel_arguments(), name="expand")
+        self.reduce = BinaryProjection(channels, **self.kernel_arguments(), name="reduce")
         self.expand.build(input_shape)
         self.reduce.build(self.expand.compute_output_shape(input_shape))
 
@@ -55,9 +50,4 @@ class BinaryFeedForward(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "expansion": self.expansion,
-            "input_quantizer": quantizers.serialize(self.input_quantizer),
-            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
-        }
+        return {**super().get_config(), "expansion": self.expansion}

@@ -1,16 +1,17 @@
 """PatchEmbedding and PatchMerging: from an image to the first map, and from a map to a smaller and wider one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_binaryvit import quantizers
+from keras_binaryvit import constraints
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.binary_kernels import BinaryKernels, initial_kernel
 from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
-from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.layers.quantized import QuantConv2D
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
@@ -26,11 +27,8 @@ def _checked_shape(layer, input_shape, side):
 
 
 def _add_position_embedding(layer, output_shape):
-    return layer.add_weight(
-        name="position_embedding",
-        shape=output_shape[1:],
-        initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-    )
+    initializer = layer.position_embedding_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+    return layer.add_weight(name="position_embedding", shape=output_shape[1:], initializer=initializer)
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
@@ -43,6 +41,11 @@ class PatchEmbedding(keras.layers.Layer):
         norm: Whether there is a batch normalisation.
         class_token: Whether a learned token stands before the patches. What comes out is then one column of positions:
             nothing can be a map with a token in it.
+        kernel_initializer: Of the convolution; `None` for U(+-1 / sqrt(fan_in)), as the authors'.
+        bias_initializer: Of the convolution; `None` for the same.
+        kernel_regularizer: Of the convolution.
+        kernel_constraint: Of the convolution.
+        position_embedding_initializer: `None` for a truncated normal distribution with a deviation of 0.02.
 
     Shapes: `(batch, height, width, channels)` gives `(batch, height / patch_size, width / patch_size, embed_dim)`; with
     a class token `(batch, 1 + number of patches, 1, embed_dim)`, the patches row by row.
@@ -54,13 +57,28 @@ class PatchEmbedding(keras.layers.Layer):
     """
 
     def __init__(
-        self, embed_dim: int, patch_size: int = 4, norm: bool = True, class_token: bool = False, **kwargs: Any
+        self,
+        embed_dim: int,
+        patch_size: int = 4,
+        norm: bool = True,
+        class_token: bool = False,
+        kernel_initializer: str | dict | Callable | None = None,
+        bias_initializer: str | dict | Callable | None = None,
+        kernel_regularizer: str | dict | Callable | None = None,
+        kernel_constraint: str | dict | Callable | None = None,
+        position_embedding_initializer: str | dict | Callable | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.patch_size = positive_integer("patch_size", patch_size)
         self.has_norm = norm
         self.has_class_token = class_token
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.position_embedding_initializer = keras.initializers.get(position_embedding_initializer)
 
     def build(self, input_shape: Shape) -> None:
         self._shape = _checked_shape(self, input_shape, self.patch_size)
@@ -70,8 +88,10 @@ class PatchEmbedding(keras.layers.Layer):
             self.patch_size,
             self.patch_size,
             data_format="channels_last",
-            kernel_initializer=kernel_initializer(),
-            bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+            kernel_initializer=initial_kernel(self.kernel_initializer),
+            bias_initializer=self.bias_initializer or keras.initializers.RandomUniform(-limit, limit),
+            kernel_regularizer=self.kernel_regularizer,
+            kernel_constraint=self.kernel_constraint,
             dtype=self.dtype_policy,
             name="convolution",
         )
@@ -113,11 +133,16 @@ class PatchEmbedding(keras.layers.Layer):
             "patch_size": self.patch_size,
             "norm": self.has_norm,
             "class_token": self.has_class_token,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "position_embedding_initializer": keras.initializers.serialize(self.position_embedding_initializer),
         }
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class PatchMerging(keras.layers.Layer):
+class PatchMerging(BinaryKernels):
     """Halves a map's sides and widens it, between two stages of the pyramid.
 
     Binary, with y = BN(x): `RPReLU(BN(Conv_b 2x2/2 (sign(y + shift))) + copies(AvgPool 2x2(y))) + position`, where
@@ -128,6 +153,9 @@ class PatchMerging(keras.layers.Layer):
         binary: Whether the convolution is binary.
         input_quantizer: Of the binary convolution's inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of the binary convolution's kernel: whatever `quantizers.get` takes.
+        position_embedding_initializer: `None` for a truncated normal distribution with a deviation of 0.02.
+        **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
+            arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, height, width, channels)` gives `(batch, height / 2, width / 2, embed_dim)`.
 
@@ -143,18 +171,21 @@ class PatchMerging(keras.layers.Layer):
         binary: bool = True,
         input_quantizer: QuantizerLike = "approx_sign",
         kernel_quantizer: QuantizerLike = "scaled_sign",
+        position_embedding_initializer: str | dict | Callable | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.binary = binary
-        self.input_quantizer = quantizers.get(input_quantizer)
-        self.kernel_quantizer = quantizers.get(kernel_quantizer)
+        self.position_embedding_initializer = keras.initializers.get(position_embedding_initializer)
 
     def build(self, input_shape: Shape) -> None:
         self._shape = _checked_shape(self, input_shape, 2)
         channels = input_shape[-1]
         output_shape = self.compute_output_shape(input_shape)
+        arguments = self.kernel_arguments()
+        if not self.binary:
+            arguments |= {"input_quantizer": None, "kernel_quantizer": None}
         self.input_norm = BatchNorm(dtype=self.dtype_policy, name="input_norm")
         self.convolution = QuantConv2D(
             self.embed_dim,
@@ -162,10 +193,7 @@ class PatchMerging(keras.layers.Layer):
             2,
             data_format="channels_last",
             use_bias=False,
-            input_quantizer=self.input_quantizer if self.binary else None,
-            kernel_quantizer=self.kernel_quantizer if self.binary else None,
-            kernel_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
+            **arguments | {"kernel_initializer": initial_kernel(self.kernel_initializer)},
             name="convolution",
         )
         self.convolution.warns_unclipped = False
@@ -203,6 +231,5 @@ class PatchMerging(keras.layers.Layer):
             **super().get_config(),
             "embed_dim": self.embed_dim,
             "binary": self.binary,
-            "input_quantizer": quantizers.serialize(self.input_quantizer),
-            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+            "position_embedding_initializer": keras.initializers.serialize(self.position_embedding_initializer),
         }

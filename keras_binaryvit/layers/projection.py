@@ -5,21 +5,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
+from keras_binaryvit.layers.binary_kernels import BinaryKernels, initial_kernel
 from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.quantized import QuantDense
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 
-def kernel_initializer() -> keras.initializers.Initializer:
-    """Returns U(+-1 / sqrt(fan_in)), what the authors' kernels start from."""
-    return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
-
-
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class BinaryProjection(keras.layers.Layer):
+class BinaryProjection(BinaryKernels):
     """`RPReLU(BN(Dense_b(sign(x + shift))) + shortcut(x))`, the unit that BinaryViT's blocks are made of.
 
     The shortcut has no parameters. With as many units as channels it is x. With E times as many it is E whole copies of
@@ -30,6 +25,8 @@ class BinaryProjection(keras.layers.Layer):
         units: Size of the last axis of the output: the channels, a multiple or a divisor of them.
         input_quantizer: Of the shifted inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of the kernel: whatever `quantizers.get` takes.
+        **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
+            arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, ..., channels)` gives `(batch, ..., units)`.
 
@@ -46,16 +43,13 @@ class BinaryProjection(keras.layers.Layer):
         kernel_quantizer: QuantizerLike = "centered_scaled_sign",
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.units = positive_integer("units", units)
         self.shift = Shift(dtype=self.dtype_policy, name="shift")
         self.dense = QuantDense(
             units,
             use_bias=False,
-            input_quantizer=input_quantizer,
-            kernel_quantizer=kernel_quantizer,
-            kernel_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
+            **self.kernel_arguments() | {"kernel_initializer": initial_kernel(self.kernel_initializer)},
             name="dense",
         )
         self.dense.warns_unclipped = False
@@ -95,9 +89,4 @@ class BinaryProjection(keras.layers.Layer):
         return (*input_shape[:-1], self.units)
 
     def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "input_quantizer": quantizers.serialize(self.dense.input_quantizer),
-            "kernel_quantizer": quantizers.serialize(self.dense.kernel_quantizer),
-        }
+        return {**super().get_config(), "units": self.units}

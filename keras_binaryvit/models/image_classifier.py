@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from keras_binaryvit.images import read_image
+from keras_binaryvit.layers.binary_kernels import initial_kernel
 from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
-from keras_binaryvit.layers.projection import kernel_initializer
 from keras_binaryvit.models.preset_model import PresetModel
 from keras_binaryvit.typing import Tensor
 
@@ -201,7 +201,7 @@ def classification_head(num_classes: int, channels: int) -> keras.layers.Dense:
     limit = channels**-0.5
     return keras.layers.Dense(
         num_classes,
-        kernel_initializer=kernel_initializer(),
+        kernel_initializer=initial_kernel(None),
         bias_initializer=keras.initializers.RandomUniform(-limit, limit),
         dtype="float32",  # logits, whatever the policy: a loss in half precision is no place to save
         name="head",
