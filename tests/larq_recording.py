@@ -195,7 +195,6 @@ def _record(path):
             metric.update_state(values)
             results.append(metric.result())
         arrays[f"flips{index}"] = results
-    arrays["names"] = [name for name, value in vars(larq.layers).items() if isinstance(value, type)]
     np.savez(path, **{name: np.asarray(value) for name, value in arrays.items()})
 
 

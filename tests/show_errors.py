@@ -109,6 +109,12 @@ def conversions(folder):
     say("layer that was never built", lambda: kb.deploy.freeze(keras.Model(image, Half()(image))))
     say("layer that can't be followed", lambda: kb.deploy.freeze(keras.Model(image, Deciding()(image))))
     say("image of any size", lambda: kb.deploy.convert(keras.Model(sized, dynamic)))
+    sequence = keras.Input((None, 4))
+    causal = kb.layers.QuantConv1D(4, 3, padding="causal", name="causal", **arguments)
+    say("causal convolution of any length", lambda: kb.deploy.freeze(keras.Model(sequence, causal(sequence))))
+    signs = {"input_quantizer": "ste_sign", "depthwise_quantizer": "ste_sign"}
+    depthwise = kb.layers.QuantDepthwiseConv2D(3, name="depthwise", **signs)
+    say("binary depthwise convolution", lambda: kb.deploy.convert(keras.Model(image, depthwise(image))))
     say("model without weights", lambda: kb.deploy.freeze(keras.Sequential([layers.Dense(3)])))
 
     import tf_keras
@@ -365,6 +371,8 @@ def conversion(folder):
     say("image that the patches don't divide", lambda: kb.BinaryViT(**(TINY | {"image_shape": (15, 16, 3)})))
     say("tuples of different length", lambda: kb.BinaryViT(**(TINY | {"depths": (1, 1, 1)})))
     say("unknown quantiser", lambda: kb.layers.QuantDense(3, input_quantizer="aprox_sign"))
+    say("layer that Larq has", lambda: kb.layers.QuantConv3D)
+    say("1-bit kernel without a constraint", lambda: kb.layers.QuantDense(3, kernel_quantizer="ste_sign").build((1, 4)))
     say("unknown preset", lambda: kb.BinaryViT.from_preset("binaryvit_large"))
     say("unknown data set", lambda: kb.data.load("cifar11", data_dir=folder))
     say("data_dir that isn't there", lambda: kb.data.load("cifar10", data_dir=folder / "nowhere"))

@@ -1,5 +1,6 @@
 """The layers with quantized kernels against Larq's, the recordings of the authors' code, and NumPy."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -331,9 +332,9 @@ def test_layers_of_larq_that_are_not_here(name):
         layers.QuantSomething  # noqa: B018
 
 
-@needs_larq
 def test_all_layers_of_larq_are_here_or_answered():
-    names = {name for name in recording()["names"] if not name.startswith("Quantizer")}
+    names = (Path(__file__).parents[1] / "larq_names.txt").read_text().split()
+    names = {name.removeprefix("lq.layers.") for name in names if re.match(r"lq\.layers\.Quant(?!izer)", name)}
     assert names == {*LARQS, "QuantDense", "QuantConv1D", "QuantConv2D", "QuantDepthwiseConv2D"}
 
 
