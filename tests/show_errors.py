@@ -319,6 +319,25 @@ def examples(folder):
     tf.config.run_functions_eagerly(False)
 
 
+def image_folders(folder):
+    """Tries folders of images that hold no classes, empty ones, other files, or not the same ones."""
+
+    def written(name, *files):
+        for file in files:
+            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / file).write_bytes(b"no image")
+        return f"{folder / name}/"
+
+    say("folder of images that isn't there", lambda: kb.data.load(f"{folder}/nowhere/"))
+    (folder / "photos").mkdir()
+    say("folder without classes", lambda: kb.data.load(folder / "photos"))
+    (folder / "empty" / "cat").mkdir(parents=True)
+    say("class without images", lambda: kb.data.load(written("empty", "dog/a.jpg")))
+    say("class with other files", lambda: kb.data.load(written("strange", "cat/a.heic", "dog/a.jpg")))
+    splits = written("splits", "train/cat/a.jpg", "train/dog/a.jpg", "validation/cat/a.jpg", "validation/cow/a.jpg")
+    say("splits with other classes", lambda: kb.data.load(splits))
+
+
 def on_a_full_disk(action):
     """Runs `action` where no file can grow beyond 1,000 bytes, which looks the same to a process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -378,6 +397,7 @@ def conversion(folder):
     say("unknown data set", lambda: kb.data.load("cifar11", data_dir=folder))
     say("data_dir that isn't there", lambda: kb.data.load("cifar10", data_dir=folder / "nowhere"))
     say("data set that isn't prepared", lambda: kb.data.load("cifar10", data_dir=folder))
+    image_folders(folder)
     say("checkpoint with a missing name", lambda: kb.checkpoints.load_torch_state_dict(model, {}))
     checkpoints(folder)
     nan = np.full((1, 16, 16, 3), np.nan, "float32")
