@@ -6,27 +6,54 @@
 
 namespace binaryvit {
 
-template <typename Isa>
-void ScaleAndPack(const float* values, const float* factors, const float* limits, size_t words, float* scaled,
-                  uint32_t* bits) {
+// Sets the bits of words from mask(i), the Simd's Mask of the values from i on.
+template <typename Isa, typename MaskOf>
+inline BINARYVIT_INLINE void PackWords(size_t words, uint32_t* bits, const MaskOf& mask) {
   using Simd = typename Isa::Simd;
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    const auto x = Simd::Multiply(Simd::Load(values + i), Simd::Load(factors + i));
-    Simd::Store(scaled + i, x);
-    return Simd::Less(x, Simd::Load(limits + i));
-  });
+  constexpr int vectors = kBitsPerWord / Simd::kLanes;
+  for (size_t i = 0; i < words * kBitsPerWord; i += kBitsPerWord) {
+    typename Simd::Mask masks[vectors];
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { masks[v] = mask(i + v * Simd::kLanes); });
+    Isa::template StoreMasks<vectors>(masks, bits, i);
+  }
+}
+
+// Word by word, so that factors and limits are loaded once for all rows.
+template <typename Isa>
+void ScaleAndPack(const float* values, size_t rows, size_t words, const float* factors, const float* limits,
+                  float* output, uint32_t* bits) {
+  using Simd = typename Isa::Simd;
+  constexpr int vectors = kBitsPerWord / Simd::kLanes;
+  for (size_t i = 0; i < words * kBitsPerWord; i += kBitsPerWord) {
+    typename Simd::Float factor[vectors], limit[vectors];
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      factor[v] = Simd::Load(factors + i + v * Simd::kLanes), limit[v] = Simd::Load(limits + i + v * Simd::kLanes);
+    });
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t first = row * words * kBitsPerWord + i;
+      typename Simd::Mask masks[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        const auto x = Simd::Multiply(Simd::Load(values + first + v * Simd::kLanes), factor[v]);
+        Simd::Store(output + first + v * Simd::kLanes, x);
+        masks[v] = Simd::Less(x, limit[v]);
+      });
+      Isa::template StoreMasks<vectors>(masks, bits, first);
+    }
+  }
 }
 
 template <typename Isa>
 void PackSigns(const float* values, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::Less(Simd::Load(values + i), Simd::Set(0.0f)); });
+  PackWords<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE {
+    return Simd::Less(Simd::Load(values + i), Simd::Set(0.0f));
+  });
 }
 
 template <typename Isa>
 void PackBelow(const float* values, const float* limits, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+  PackWords<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE {
     return Simd::Less(Simd::Load(values + i), Simd::Load(limits + i));
   });
 }
@@ -34,7 +61,7 @@ void PackBelow(const float* values, const float* limits, size_t words, uint32_t*
 template <typename Isa>
 void PackShifted(const float* values, const float* thresholds, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
+  PackWords<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE {
     return Simd::Less(Simd::Add(Simd::Load(values + i), Simd::Load(thresholds + i)), Simd::Set(0.0f));
   });
 }
@@ -43,9 +70,7 @@ template <typename Isa>
 void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits) {
   using Simd = typename Isa::Simd;
   const typename Simd::Int above = Simd::Set(limit + 1);
-  Isa::PackMasks(words, bits, [&](size_t i) BINARYVIT_INLINE {
-    return Simd::Less(Simd::Load(counts + i), above);
-  });
+  PackWords<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::Less(Simd::Load(counts + i), above); });
 }
 
 // A vector of one value, for what follows the last whole vector. It has a type for each Simd, so that code for one

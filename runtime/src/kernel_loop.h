@@ -5,6 +5,7 @@
 
 #include "kernel_elementwise.h"
 #include "kernel_expand.h"
+#include "kernel_probability.h"
 #include "kernel_product.h"
 
 namespace binaryvit {
@@ -31,8 +32,8 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           PackBelow<Isa>,
           PackShifted<Isa>,
           PackAtMost<Isa>,
-          Isa::PackBytesAtMost,
-          Isa::SumExponentials,
+          Isa::PackBytesBelow,
+          PackProbable<Isa>,
           CrossAll<Simd>,
           PoolAll<Simd>,
           AddAll<Simd>,

@@ -236,9 +236,10 @@ struct ContextOutput {
 //
 // for kRows and all smaller powers of two, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
 // where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
-// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. PackMasks(words, bits, mask) sets the bits
-// of words from mask(i), the Simd's Mask of the values from i on; StoreMasks(masks, bits, i) does so for the masks of a
-// tile's values from i on, tile by tile. PackBytesAtMost and SumExponentials are those of KernelSet.
+// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. StoreMasks(masks, bits, i) sets
+// the bits from i on, of the values of a tile's row, of hidden units or of a word, one after the other. PackBytesBelow is
+// that of KernelSet; SumExponentials gives the least of the counts, and the sum of the Probabilities' exponentials for
+// each count less the least, where that is in the table, else of the last one.
 
 // Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
 constexpr size_t kMostInterleavedWords = 2048;

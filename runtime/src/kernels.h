@@ -116,11 +116,16 @@ struct CrossRow {
 // Bytes of counts come in blocks, one to a key.
 constexpr size_t kBytesPerBlock = 64;
 
-// Exponentials of 16 bits by the number of bits that differ: their low bytes and their high bytes.
-struct ByteExponentials {
+// What decides which probabilities of a row are above a threshold: see ProbabilityLimit.
+struct Probabilities {
   static constexpr size_t kSize = 64;
-  const uint8_t* low;
-  const uint8_t* high;
+  static constexpr size_t kMostRows = 16;
+  const uint8_t* low;     // low bytes of exponentials of 16 bits, by how many more bits differ than in the row's best key
+  const uint8_t* high;    // their high bytes
+  const int32_t* bounds;  // by the same, below which sum of exponentials a probability is above the threshold; they fall
+  size_t bound_count;     // the last one is 0
+  int32_t error;          // how far a sum may be off
+  const uint8_t* missing_keys;  // of the last block: UINT8_MAX for those that don't exist
 };
 
 struct KernelSet {
@@ -153,19 +158,20 @@ struct KernelSet {
                  size_t bits_stride);
   // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
   void (*deinterleave)(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch);
-  // output[i] = values[i] * factors[i], and pack_below of the output.
-  void (*scale_and_pack)(const float* values, const float* factors, const float* limits, size_t words, float* output,
-                         uint32_t* bits);
+  // Of rows of 32 * words values, without gaps: output[i] = values[i] * factors[i], and pack_below of the output.
+  void (*scale_and_pack)(const float* values, size_t rows, size_t words, const float* factors, const float* limits,
+                         float* output, uint32_t* bits);
   // Sets a bit for each of the 32 * words values that is below its limit.
   void (*pack_below)(const float* values, const float* limits, size_t words, uint32_t* bits);
   // pack_signs of values[i] + thresholds[i].
   void (*pack_shifted)(const float* values, const float* thresholds, size_t words, uint32_t* bits);
   // Sets a bit for each of the 32 * words counts that is `limit` or less.
   void (*pack_at_most)(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits);
-  // The same of whole blocks of bytes.
-  void (*pack_bytes_at_most)(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits);
-  // The sum of the entries for each count less the least of them, where that is in the table, else of the last entry.
-  uint64_t (*sum_exponentials)(const uint8_t* counts, size_t blocks, const ByteExponentials&, uint8_t* least);
+  // Sets a bit for each of whole blocks of bytes that is below the limit.
+  void (*pack_bytes_below)(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits);
+  // The same for up to kMostRows rows of whole blocks, below the limit that the Probabilities give for each. Returns a bit
+  // for each row that they can't decide. Counts of missing keys become UINT8_MAX.
+  uint32_t (*pack_probable)(uint8_t* counts, size_t rows, size_t blocks, const Probabilities&, uint32_t* masks);
   void (*cross)(const CrossRow&, float* output);
   // The means over `size` x `size` positions of values * factors; `row_stride` values from one row of the map to the next.
   void (*pool)(const float* values, size_t row_stride, size_t size, const float* factors, size_t channels, float* means);

@@ -33,6 +33,7 @@ struct Simd {
   static Float ToFloat(Int x) { return vcvtq_f32_s32(x); }
   static Mask Less(Float a, Float b) { return vcltq_f32(a, b); }
   static Mask Less(Int a, Int b) { return vcltq_s32(a, b); }
+  static Int AddLess(Int count, Int a, Int b) { return vsubq_s32(count, vreinterpretq_s32_u32(Less(a, b))); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = vuzp1q_f32(a, b), *odd = vuzp2q_f32(a, b); }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) {
     const float32x4x4_t loaded = vld4q_f32(from);
@@ -144,19 +145,14 @@ struct ArmTile {
   }
 };
 
-// A bit of each of 16 bytes, from masks of 16 values.
+// A bit of each of 16 bytes, from masks of 16 values: value 4 * k + i is in byte 4 * i + k, because transposing takes less time
+// than unzipping. Adding neighbouring bytes, and then neighbouring halves of words twice, makes two bytes of them.
 inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
-  const uint8x16_t one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
-  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
-  return vandq_u8(vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)), one_bit);
-}
-
-// Those of 32 values, every two bytes added.
-template <typename MaskOf>
-inline BINARYVIT_INLINE uint8x16_t HalfBits(const MaskOf& mask, size_t i) {
-  const uint8x16_t low = BitsOfMasks(mask(i), mask(i + 4), mask(i + 8), mask(i + 12));
-  return vpaddq_u8(low, BitsOfMasks(mask(i + 16), mask(i + 20), mask(i + 24), mask(i + 28)));
+  const uint32x4_t bit_of_byte = {0x10011001, 0x20022002, 0x40044004, 0x80088008};
+  const uint16x8_t even = vtrn1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(c));
+  const uint16x8_t odd = vtrn1q_u16(vreinterpretq_u16_u32(b), vreinterpretq_u16_u32(d));
+  const uint8x16_t bytes = vtrn1q_u8(vreinterpretq_u8_u16(even), vreinterpretq_u8_u16(odd));
+  return vandq_u8(bytes, vreinterpretq_u8_u32(bit_of_byte));
 }
 
 template <typename Sum>
@@ -166,12 +162,18 @@ struct ArmIsa {
 
   template <int vectors>
   static inline BINARYVIT_INLINE void StoreMasks(const uint32x4_t (&masks)[vectors], uint32_t* bits, size_t i) {
-    static_assert(vectors == 4, "two bytes");
-    uint8x16_t sum = BitsOfMasks(masks[0], masks[1], masks[2], masks[3]);
-    sum = vpaddq_u8(sum, sum);
-    sum = vpaddq_u8(sum, sum);
-    sum = vpaddq_u8(sum, sum);
-    vst1q_lane_u16(reinterpret_cast<uint16_t*>(bits) + i / 16, vreinterpretq_u16_u8(sum), 0);
+    static_assert(vectors == 4 || vectors == 8, "two bytes or four");
+    const uint8x16_t low = BitsOfMasks(masks[0], masks[1], masks[2], masks[3]);
+    uint8x16_t high = low;
+    if constexpr (vectors == 8) high = BitsOfMasks(masks[4], masks[5], masks[6], masks[7]);
+    uint16x8_t sum = vreinterpretq_u16_u8(vpaddq_u8(low, high));
+    sum = vpaddq_u16(sum, sum);
+    sum = vpaddq_u16(sum, sum);
+    if constexpr (vectors == 8) {
+      vst1q_lane_u32(bits + i / kBitsPerWord, vreinterpretq_u32_u16(sum), 0);
+    } else {
+      vst1q_lane_u16(reinterpret_cast<uint16_t*>(bits) + i / 16, sum, 0);
+    }
   }
 
   static inline BINARYVIT_INLINE void StoreBytes(uint8_t* to, const int32x4_t (&counts)[4]) {
@@ -182,18 +184,18 @@ struct ArmIsa {
     vst1q_u8(to, vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)));
   }
 
-  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
-    const uint8x16_t most = vdupq_n_u8(limit), one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+  static void PackBytesBelow(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const uint8x16_t limits = vdupq_n_u8(limit), one_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
     for (; blocks > 0; --blocks, counts += kBytesPerBlock, bits += 2) {
       const uint8x16x4_t bytes = vld1q_u8_x4(counts);
-      const auto bits_of = [&](int i) { return vandq_u8(vcleq_u8(bytes.val[i], most), one_bit); };
+      const auto bits_of = [&](int i) { return vandq_u8(vcltq_u8(bytes.val[i], limits), one_bit); };
       uint8x16_t sum = vpaddq_u8(vpaddq_u8(bits_of(0), bits_of(1)), vpaddq_u8(bits_of(2), bits_of(3)));
       sum = vpaddq_u8(sum, sum);
       vst1_u32(bits, vget_low_u32(vreinterpretq_u32_u8(sum)));
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
     const auto smaller = [](const uint8x16x4_t& four) {
       return vminq_u8(vminq_u8(four.val[0], four.val[1]), vminq_u8(four.val[2], four.val[3]));
     };
@@ -218,27 +220,6 @@ struct ArmIsa {
       high_sum = vpadalq_u16(high_sum, high_pairs);
     }
     return vaddvq_u32(low_sum) + 256 * static_cast<uint64_t>(vaddvq_u32(high_sum));
-  }
-
-  // Adding neighbouring bytes three times makes a byte of each eight. Four words share the additions.
-  template <typename MaskOf>
-  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
-    size_t word = 0, i = 0;
-    for (; word + 4 <= words; word += 4) {
-      uint8x16_t sums[4];
-      Unroll<4>([&](int n) BINARYVIT_INLINE {
-        sums[n] = HalfBits(mask, i + n * kBitsPerWord);
-      });
-      i += 4 * kBitsPerWord;
-      const uint8x16_t all = vpaddq_u8(vpaddq_u8(sums[0], sums[1]), vpaddq_u8(sums[2], sums[3]));
-      vst1q_u32(bits + word, vreinterpretq_u32_u8(all));
-    }
-    for (; word < words; ++word, i += kBitsPerWord) {
-      uint8x16_t sum = HalfBits(mask, i);
-      sum = vpaddq_u8(sum, sum);
-      sum = vpaddq_u8(sum, sum);
-      bits[word] = vgetq_lane_u32(vreinterpretq_u32_u8(sum), 0);
-    }
   }
 };
 

@@ -31,6 +31,7 @@ struct Simd {
   static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }
   static Mask Less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static Mask Less(Int a, Int b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)); }
+  static Int AddLess(Int count, Int a, Int b) { return _mm256_sub_epi32(count, _mm256_cmpgt_epi32(b, a)); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const auto in_order = [](__m256 x) {  // the shuffles work on half vectors
       return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), _MM_SHUFFLE(3, 1, 2, 0)));
@@ -112,15 +113,15 @@ struct Isa {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0)));
   }
 
-  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
-    const __m256i most = _mm256_set1_epi8(static_cast<char>(limit));
+  static void PackBytesBelow(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const __m256i limits = _mm256_set1_epi8(static_cast<char>(limit));
     for (size_t word = 0; word < 2 * blocks; ++word) {
       const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(counts) + word);
-      bits[word] = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(bytes, most), most)));
+      bits[word] = ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(bytes, limits), bytes)));
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
     const auto* bytes = reinterpret_cast<const __m256i*>(counts);
     __m256i minimum = _mm256_set1_epi8(-1);
     for (size_t i = 0; i < 2 * blocks; ++i) minimum = _mm256_min_epu8(minimum, _mm256_load_si256(bytes + i));
@@ -128,7 +129,7 @@ struct Isa {
     half = _mm_minpos_epu16(_mm_min_epu8(half, _mm_srli_epi16(half, 8)));
     *least = static_cast<uint8_t>(_mm_cvtsi128_si32(half));
     minimum = _mm256_broadcastb_epi8(half);
-    const __m256i last = _mm256_set1_epi8(ByteExponentials::kSize - 1), zero = _mm256_setzero_si256();
+    const __m256i last = _mm256_set1_epi8(Probabilities::kSize - 1), zero = _mm256_setzero_si256();
     __m256i low_sum = zero, high_sum = zero;
     for (size_t i = 0; i < 2 * blocks; ++i) {
       const __m256i index = _mm256_min_epu8(_mm256_sub_epi8(_mm256_load_si256(bytes + i), minimum), last);
@@ -149,17 +150,6 @@ struct Isa {
     const __m256i sum = _mm256_add_epi64(low_sum, _mm256_slli_epi64(high_sum, 8));
     const __m128i pair = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     return static_cast<uint64_t>(_mm_cvtsi128_si64(pair)) + static_cast<uint64_t>(_mm_extract_epi64(pair, 1));
-  }
-
-  template <typename MaskOf>
-  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
-    for (size_t word = 0; word < words; ++word) {
-      uint32_t packed = 0;
-      for (size_t bit = 0; bit < kBitsPerWord; bit += kLanes) {
-        packed |= static_cast<uint32_t>(_mm256_movemask_ps(mask(word * kBitsPerWord + bit))) << bit;
-      }
-      bits[word] = packed;
-    }
   }
 };
 

@@ -27,6 +27,9 @@ struct Simd {
   static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }
   static Mask Less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static Mask Less(Int a, Int b) { return _mm512_cmplt_epi32_mask(a, b); }
+  static Int AddLess(Int count, Int a, Int b) {
+    return _mm512_mask_add_epi32(count, Less(a, b), count, _mm512_set1_epi32(1));
+  }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     *even = _mm512_permutex2var_ps(a, index, b);
@@ -86,15 +89,15 @@ struct Isa {
     });
   }
 
-  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
-    const __m512i most = _mm512_set1_epi8(static_cast<char>(limit));
+  static void PackBytesBelow(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const __m512i limits = _mm512_set1_epi8(static_cast<char>(limit));
     for (; blocks > 0; --blocks, counts += kBytesPerBlock, bits += 2) {
-      const uint64_t mask = _mm512_cmple_epu8_mask(_mm512_load_si512(counts), most);
+      const uint64_t mask = _mm512_cmplt_epu8_mask(_mm512_load_si512(counts), limits);
       std::memcpy(bits, &mask, sizeof mask);
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
     __m512i minimum = _mm512_set1_epi8(-1);
     for (size_t block = 0; block < blocks; ++block) {
       minimum = _mm512_min_epu8(minimum, _mm512_load_si512(counts + block * kBytesPerBlock));
@@ -104,7 +107,7 @@ struct Isa {
     bytes = _mm_minpos_epu16(_mm_min_epu8(bytes, _mm_srli_epi16(bytes, 8)));
     *least = static_cast<uint8_t>(_mm_cvtsi128_si32(bytes));
     const __m512i low = _mm512_load_si512(table.low), high = _mm512_load_si512(table.high);
-    const __m512i last = _mm512_set1_epi8(ByteExponentials::kSize - 1), zero = _mm512_setzero_si512();
+    const __m512i last = _mm512_set1_epi8(Probabilities::kSize - 1), zero = _mm512_setzero_si512();
     minimum = _mm512_broadcastb_epi8(bytes);
     __m512i low_sum = zero, high_sum = zero;
     for (; blocks > 0; --blocks, counts += kBytesPerBlock) {
@@ -114,14 +117,6 @@ struct Isa {
     }
     const __m512i sum = _mm512_add_epi64(low_sum, _mm512_slli_epi64(high_sum, 8));
     return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
-  }
-
-  template <typename MaskOf>
-  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
-    for (size_t word = 0; word < words; ++word) {
-      const __mmask16 low = mask(word * kBitsPerWord), high = mask(word * kBitsPerWord + Simd::kLanes);
-      bits[word] = static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << Simd::kLanes;
-    }
   }
 };
 

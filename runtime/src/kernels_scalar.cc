@@ -59,6 +59,7 @@ struct Simd {
   static Float ToFloat(Int x) { return static_cast<float>(x); }
   static Mask Less(Float a, Float b) { return a < b; }
   static Mask Less(Int a, Int b) { return a < b; }
+  static Int AddLess(Int count, Int a, Int b) { return count + (a < b); }
   // Values 0, 2, 4, ... of a and b together, and values 1, 3, 5, ...
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
   // Values 0, 4, 8, ... of the next 4 * kLanes, then 1, 5, 9, ... and so on.
@@ -90,35 +91,29 @@ struct Isa {
   template <int vectors>
   static void StoreMasks(const bool (&masks)[vectors], uint32_t* bits, size_t i) {
     uint32_t& word = bits[i / kBitsPerWord];
-    word = (i % kBitsPerWord == 0 ? 0 : word) | static_cast<uint32_t>(masks[0]) << (i % kBitsPerWord);
+    if (i % kBitsPerWord == 0) word = 0;
+    for (size_t v = 0; v < vectors; ++v) word |= static_cast<uint32_t>(masks[v]) << (i % kBitsPerWord + v);
   }
 
   static void StoreBytes(uint8_t* to, const int32_t (&counts)[1]) { *to = static_cast<uint8_t>(counts[0]); }
 
-  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
-    PackMasks(2 * blocks, bits, [&](size_t i) { return counts[i] <= limit; });
+  static void PackBytesBelow(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    for (size_t word = 0; word < 2 * blocks; ++word) bits[word] = 0;
+    for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) {
+      bits[i / kBitsPerWord] |= static_cast<uint32_t>(counts[i] < limit) << (i % kBitsPerWord);
+    }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
     *least = UINT8_MAX;
     for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) *least = counts[i] < *least ? counts[i] : *least;
     uint64_t sum = 0;
     for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) {
       size_t index = static_cast<size_t>(counts[i] - *least);
-      if (index >= ByteExponentials::kSize) index = ByteExponentials::kSize - 1;
+      if (index >= Probabilities::kSize) index = Probabilities::kSize - 1;
       sum += table.low[index] + 256u * table.high[index];
     }
     return sum;
-  }
-
-  template <typename MaskOf>
-  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
-    for (size_t word = 0; word < words; ++word) {
-      bits[word] = 0;
-      for (size_t bit = 0; bit < kBitsPerWord; ++bit) {
-        bits[word] |= static_cast<uint32_t>(mask(word * kBitsPerWord + bit)) << bit;
-      }
-    }
   }
 };
 

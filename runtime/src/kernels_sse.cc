@@ -30,6 +30,7 @@ struct Simd {
   static Float ToFloat(Int x) { return _mm_cvtepi32_ps(x); }
   static Mask Less(Float a, Float b) { return _mm_cmplt_ps(a, b); }
   static Mask Less(Int a, Int b) { return _mm_castsi128_ps(_mm_cmplt_epi32(a, b)); }
+  static Int AddLess(Int count, Int a, Int b) { return _mm_sub_epi32(count, _mm_cmplt_epi32(a, b)); }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) {
     *even = _mm_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0));
     *odd = _mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));
@@ -83,9 +84,18 @@ struct Isa {
 
   template <int vectors>
   static void StoreMasks(const __m128 (&masks)[vectors], uint32_t* bits, size_t i) {
-    unsigned char& byte = reinterpret_cast<unsigned char*>(bits)[i / 8];
-    const int low = i % 8 == 0 ? 0 : byte;
-    byte = static_cast<unsigned char>(low | _mm_movemask_ps(masks[0]) << (i % 8));
+    uint32_t packed = 0;
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      packed |= static_cast<uint32_t>(_mm_movemask_ps(masks[v])) << (v * static_cast<int>(Simd::kLanes));
+    });
+    if constexpr (vectors == 8) {
+      bits[i / kBitsPerWord] = packed;
+    } else {
+      static_assert(vectors == 1, "half a byte");
+      unsigned char& byte = reinterpret_cast<unsigned char*>(bits)[i / 8];
+      const unsigned low = i % 8 == 0 ? 0 : byte;
+      byte = static_cast<unsigned char>(low | packed << (i % 8));
+    }
   }
 
   static void StoreBytes(uint8_t* to, const __m128i (&counts)[1]) {
@@ -94,23 +104,23 @@ struct Isa {
     std::memcpy(to, &bytes, sizeof bytes);
   }
 
-  static void PackBytesAtMost(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
-    const __m128i most = _mm_set1_epi8(static_cast<char>(limit));
-    const auto at_most = [&](size_t i) {
+  static void PackBytesBelow(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits) {
+    const __m128i limits = _mm_set1_epi8(static_cast<char>(limit));
+    const auto not_below = [&](size_t i) {
       const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(counts) + i);
-      return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(bytes, most), most)));
+      return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(bytes, limits), bytes)));
     };
-    for (size_t word = 0; word < 2 * blocks; ++word) bits[word] = at_most(2 * word) | at_most(2 * word + 1) << 16;
+    for (size_t word = 0; word < 2 * blocks; ++word) bits[word] = ~(not_below(2 * word) | not_below(2 * word + 1) << 16);
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const ByteExponentials& table, uint8_t* least) {
+  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
     const auto* bytes = reinterpret_cast<const __m128i*>(counts);
     __m128i minimum = _mm_set1_epi8(-1);
     for (size_t i = 0; i < 4 * blocks; ++i) minimum = _mm_min_epu8(minimum, _mm_load_si128(bytes + i));
     minimum = _mm_minpos_epu16(_mm_min_epu8(minimum, _mm_srli_epi16(minimum, 8)));
     *least = static_cast<uint8_t>(_mm_cvtsi128_si32(minimum));
     minimum = _mm_set1_epi8(static_cast<char>(*least));
-    const __m128i last = _mm_set1_epi8(ByteExponentials::kSize - 1), zero = _mm_setzero_si128();
+    const __m128i last = _mm_set1_epi8(Probabilities::kSize - 1), zero = _mm_setzero_si128();
     __m128i low_sum = zero, high_sum = zero;
     for (size_t i = 0; i < 4 * blocks; ++i) {
       const __m128i index = _mm_min_epu8(_mm_sub_epi8(_mm_load_si128(bytes + i), minimum), last);
@@ -130,17 +140,6 @@ struct Isa {
     }
     const __m128i sum = _mm_add_epi64(low_sum, _mm_slli_epi64(high_sum, 8));
     return static_cast<uint64_t>(_mm_cvtsi128_si64(sum)) + static_cast<uint64_t>(_mm_extract_epi64(sum, 1));
-  }
-
-  template <typename MaskOf>
-  static void PackMasks(size_t words, uint32_t* bits, const MaskOf& mask) {
-    for (size_t word = 0; word < words; ++word) {
-      uint32_t packed = 0;
-      for (size_t bit = 0; bit < kBitsPerWord; bit += Simd::kLanes) {
-        packed |= static_cast<uint32_t>(_mm_movemask_ps(mask(word * kBitsPerWord + bit))) << bit;
-      }
-      bits[word] = packed;
-    }
   }
 };
 

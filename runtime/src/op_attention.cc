@@ -67,9 +67,9 @@ struct Attention {
   Buffer<uint32_t> keys;        // of each head, packed
   Buffer<uint32_t> values;      // of each head: its channels' bits of all keys, packed
   Buffer<int32_t> value_sums;   // set bits of each channel
+  Buffer<uint32_t> key_of_query;  // of the square in which a query lies
   size_t key_stride = 0;        // from one head's keys to the next one's
   size_t value_stride = 0;
-  uint8_t missing_keys[kBytesPerBlock] = {};  // of the last block: UINT8_MAX for those that don't exist
 
   // Of each thread.
   struct Scratch {
@@ -179,8 +179,10 @@ bool Attention::Reserve(const NodeView& node) {
       !values.Resize(heads * value_stride) || !value_sums.Resize(Width())) {
     return false;
   }
-  for (size_t i = 0; i < kBytesPerBlock; ++i) {
-    missing_keys[i] = (KeyBlocks() - 1) * kBytesPerBlock + i < key_count ? 0 : UINT8_MAX;
+  limit.SetKeys(key_count);
+  if (!key_of_query.Resize(Queries())) return false;
+  for (size_t i = 0; i < Queries(); ++i) {
+    key_of_query[i] = static_cast<uint32_t>(i / width / reduction * (width / reduction) + i % width / reduction);
   }
   const auto threads = static_cast<size_t>(node.session.pool.threads());
   for (size_t thread = 0; thread < threads; ++thread) {
@@ -230,7 +232,7 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   float* source = own.reals.data();
   float* reduced = source + map;
   float* key = source + 2 * map;
-  float* row_of_x = source + 3 * map;
+  float* padded = source + 3 * map;
   uint32_t* bits = own.bits.data();
   const auto pack = [&](Kernel kernel) {
     for (size_t row = 0; row < count; ++row) {
@@ -244,20 +246,17 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
       const size_t top = (first + row) / reduced_width * reduction, left = (first + row) % reduced_width * reduction;
       float* to = source + row * Width();
       kernels.pool(x + (top * width + left) * channels, width * channels, reduction, natural_scale.data(), channels,
-                   IsPadded() ? row_of_x : to);
-      if (IsPadded()) PadRows(row_of_x, 1, to);
+                   IsPadded() ? padded : to);
+      if (IsPadded()) PadRows(padded, 1, to);
     }
     pack(kReduced);
     projections[kReduced].Run(kernels, rows, source, nullptr, reduced, Width());
     source = reduced;
     pack(kKey);
   } else {
-    for (size_t row = 0; row < count; ++row) {
-      const float* from = x + (first + row) * channels;
-      if (IsPadded()) PadRows(from, 1, row_of_x), from = row_of_x;
-      kernels.scale_and_pack(from, scale.data(), input_limits[kKey].data(), Words(), source + row * Width(),
-                             bits + row * Words());
-    }
+    x += first * channels;
+    if (IsPadded()) PadRows(x, count, padded), x = padded;
+    kernels.scale_and_pack(x, count, Words(), scale.data(), input_limits[kKey].data(), source, bits);
   }
   projections[kKey].Run(kernels, rows, source, nullptr, key, Width(), {key_bits.data() + first * Words(), Words()});
   pack(kValue);
@@ -314,31 +313,14 @@ void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count
   const size_t row_of_counts = KeyBlocks() * kBytesPerBlock;
   if (limit.TakesBytes()) {
     kernels.count_bytes(queries, head_keys, own.byte_counts.data(), row_of_counts);
-    // One step after the other for all rows: what bytes have written isn't read as vectors at once.
-    for (size_t row = 0; row < count; ++row) {
-      uint8_t* last_block = own.byte_counts.data() + (row + 1) * row_of_counts - kBytesPerBlock;
-      for (size_t i = 0; i < kBytesPerBlock; ++i) last_block[i] |= missing_keys[i];
-    }
-    int32_t most[kRowsPerTask];
-    for (size_t row = 0; row < count; ++row) {
-      most[row] = limit.Of(kernels, own.byte_counts.data() + row * row_of_counts, key_count);
-    }
-    for (size_t row = 0; row < count; ++row) {
-      uint32_t* mask = own.masks.data() + row * MaskWords();
-      if (most[row] >= 0) {
-        kernels.pack_bytes_at_most(own.byte_counts.data() + row * row_of_counts, static_cast<uint8_t>(most[row]),
-                                   KeyBlocks(), mask);
-      } else {
-        std::memset(mask, 0, MaskWords() * sizeof(uint32_t));
-      }
-    }
+    limit.Pack(kernels, own.byte_counts.data(), count, own.masks.data());
     return;
   }
   kernels.count(queries, head_keys, own.counts.data(), row_of_counts);
   for (size_t row = 0; row < count; ++row) {
     const int32_t* counts = own.counts.data() + row * row_of_counts;
     uint32_t* mask = own.masks.data() + row * MaskWords();
-    kernels.pack_at_most(counts, limit.Of(counts, key_count), KeyWords(), mask);
+    kernels.pack_at_most(counts, limit.Of(counts), KeyWords(), mask);
     mask[KeyWords() - 1] &= UINT32_MAX >> (KeyWords() * kBitsPerWord - key_count);
   }
 }
@@ -358,17 +340,13 @@ void Attention::ComputeQueries(const KernelSet& kernels, const float* x, float* 
     x = scaled + 3 * map;
     own_output = scaled + 4 * map;
   }
-  for (size_t row = 0; row < count; ++row) {
-    kernels.scale_and_pack(x + row * Width(), scale.data(), input_limits[kQuery].data(), Words(),
-                           scaled + row * Width(), own.bits.data() + row * Words());
-  }
+  kernels.scale_and_pack(x, count, Words(), scale.data(), input_limits[kQuery].data(), scaled, own.bits.data());
   const Rows bits = {own.bits.data(), Words(), count};
   projections[kQuery].Run(kernels, bits, scaled, nullptr, query, Width(), {own.signs.data(), Words()});
 
   const float* shortcut[kRowsPerTask];
   for (size_t row = 0; row < count; ++row) {
-    const size_t y = (first + row) / width / reduction, column = (first + row) % width / reduction;
-    shortcut[row] = shortcuts.data() + (y * (width / reduction) + column) * Width();
+    shortcut[row] = shortcuts.data() + key_of_query[first + row] * Width();
   }
   for (size_t head = 0; head < heads; ++head) {
     ComputeMasks(kernels, head, count, thread);

@@ -184,10 +184,9 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
   float* mean = means.data() + first * width;
   uint32_t* bit = bits.data() + first * hidden.words;
   uint32_t* hidden_bit = hidden_bits.data() + first * reduce.words;
+  kernels.scale_and_pack(x, count, hidden.words, scale.data(), sign_limit.data(), s, bit);
   for (size_t row = 0; row < count; ++row) {
-    float* values = s + row * width;
-    kernels.scale_and_pack(x + row * width, scale.data(), sign_limit.data(), hidden.words, values,
-                           bit + row * hidden.words);
+    const float* values = s + row * width;
     float* to = shortcut + row * shortcut_channel.size();
     if (deinterleaves) {
       float* between = interleaved.data() + static_cast<size_t>(thread) * shortcut_channel.size();

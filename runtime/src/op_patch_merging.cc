@@ -93,7 +93,7 @@ void PatchMerging::RunTask(const KernelSet& kernels, const float* x, float* outp
       values = own;
     }
     const size_t below = position / (2 * width), column = position % (2 * width);
-    kernels.scale_and_pack(values, scale.data(), sign_limit.data(), words, s + position * stride,
+    kernels.scale_and_pack(values, 1, words, scale.data(), sign_limit.data(), s + position * stride,
                            bit + column / 2 * projection.words + (2 * below + column % 2) * words);
   }
   for (size_t column = 0; column < width; ++column) {

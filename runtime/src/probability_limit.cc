@@ -6,14 +6,13 @@ namespace binaryvit {
 namespace {
 
 constexpr double kUnit = UINT16_MAX;
-constexpr size_t kBoundsPerStep = 8;
 
 }  // namespace
 
 bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
   threshold_ = threshold;
   const size_t values = head_dim + 1;
-  constexpr size_t size = ByteExponentials::kSize;
+  constexpr size_t size = Probabilities::kSize;
   if (!exponentials_.Resize(values) || !table_.Resize(2 * size)) return false;
   for (size_t d = 0; d < values; ++d) {
     exponentials_[d] = std::exp(-2.0 * static_cast<double>(d) / std::sqrt(static_cast<double>(head_dim)));
@@ -29,7 +28,7 @@ bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
   // No sum is less than a unit.
   size_t count = 0;
   while (threshold > 0 && count < values && exponentials_[count] > threshold) ++count;
-  if (!bounds_.Resize(RoundUp(count + 1, kBoundsPerStep))) return false;
+  if (!bounds_.Resize(count + 1)) return false;
   for (size_t d = 0; d < count; ++d) {
     const double bound = kUnit * exponentials_[d] / threshold;
     bounds_[d] = bound < INT32_MAX ? static_cast<int32_t>(bound) : INT32_MAX;
@@ -38,40 +37,41 @@ bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
 }
 
 template <typename Count>
-int32_t ProbabilityLimit::Exactly(const Count* counts, size_t keys) const {
+int32_t ProbabilityLimit::Exactly(const Count* counts) const {
   double sums[4] = {};  // side by side, so that an addition needn't wait for the one before
   size_t i = 0;
-  for (; i + 4 <= keys; i += 4) {
+  for (; i + 4 <= keys_; i += 4) {
     for (size_t j = 0; j < 4; ++j) sums[j] += exponentials_[static_cast<size_t>(counts[i + j])];
   }
-  for (; i < keys; ++i) sums[0] += exponentials_[static_cast<size_t>(counts[i])];
+  for (; i < keys_; ++i) sums[0] += exponentials_[static_cast<size_t>(counts[i])];
   const double least = threshold_ * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
   size_t above = 0;
   while (above < exponentials_.size() && exponentials_[above] > least) ++above;
   return static_cast<int32_t>(above) - 1;
 }
 
-int32_t ProbabilityLimit::Of(const int32_t* counts, size_t keys) const { return Exactly(counts, keys); }
+int32_t ProbabilityLimit::Of(const int32_t* counts) const { return Exactly(counts); }
 
-int32_t ProbabilityLimit::Of(const KernelSet& kernels, const uint8_t* counts, size_t keys) const {
-  uint8_t least;
-  const size_t blocks = (keys + kBytesPerBlock - 1) / kBytesPerBlock;
-  const ByteExponentials table = {table_.data(), table_.data() + ByteExponentials::kSize};
-  const uint64_t exponentials = kernels.sum_exponentials(counts, blocks, table, &least);
-  if (exponentials >= INT32_MAX) return Exactly(counts, keys);
-  const auto sum = static_cast<int32_t>(exponentials);
-  int32_t above = 0;
-  for (size_t d = 0; d < bounds_.size(); d += kBoundsPerStep) {
-    for (size_t i = 0; i < kBoundsPerStep; ++i) above += bounds_[d + i] > sum;
-  }
-  // Each exponential is rounded by half a unit at most, and so is the bound. Where that might change the outcome, which is
+void ProbabilityLimit::SetKeys(size_t keys) {
+  keys_ = keys;
+  const size_t whole_blocks = (keys - 1) / kBytesPerBlock * kBytesPerBlock;
+  for (size_t i = 0; i < kBytesPerBlock; ++i) missing_keys_[i] = whole_blocks + i < keys ? 0 : UINT8_MAX;
+}
+
+void ProbabilityLimit::Pack(const KernelSet& kernels, uint8_t* counts, size_t rows, uint32_t* masks) const {
+  const size_t blocks = (keys_ + kBytesPerBlock - 1) / kBytesPerBlock;
+  // Each exponential is rounded by half a unit at most, and so is a bound. Where that might change the outcome, which is
   // rare, it is computed exactly.
-  const auto error = static_cast<int32_t>(keys / 2 + 2);
-  if ((above > 0 && bounds_[static_cast<size_t>(above - 1)] - sum <= error) ||
-      sum - bounds_[static_cast<size_t>(above)] <= error) {
-    return Exactly(counts, keys);
+  const auto error = static_cast<int32_t>(keys_ / 2 + 2);
+  const Probabilities table = {table_.data(),  table_.data() + Probabilities::kSize, bounds_.data(),
+                               bounds_.size(), error,                                missing_keys_};
+  uint32_t undecided = kernels.pack_probable(counts, rows, blocks, table, masks);
+  for (size_t row = 0; undecided != 0; ++row, undecided >>= 1) {
+    if ((undecided & 1) == 0) continue;
+    const uint8_t* row_of_counts = counts + row * blocks * kBytesPerBlock;
+    kernels.pack_bytes_below(row_of_counts, static_cast<uint8_t>(Exactly(row_of_counts) + 1), blocks,
+                             masks + row * blocks * kBytesPerBlock / kBitsPerWord);
   }
-  return least + above - 1;
 }
 
 }  // namespace binaryvit

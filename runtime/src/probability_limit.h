@@ -16,22 +16,27 @@ class ProbabilityLimit {
   // Whether counts of differing bits may come as bytes, which is faster.
   bool TakesBytes() const { return takes_bytes_; }
 
+  // From now on rows have this many keys.
+  void SetKeys(size_t keys);
+
   // The largest number of differing bits whose probability is above the threshold, or -1; of the row's counts.
-  int32_t Of(const int32_t* counts, size_t keys) const;
-  // The same. There is room for whole blocks of counts, and those behind the last are UINT8_MAX.
-  int32_t Of(const KernelSet& kernels, const uint8_t* counts, size_t keys) const;
+  int32_t Of(const int32_t* counts) const;
+  // Sets a bit for each probability that is above the threshold. A row of counts has whole blocks of bytes, and so has one
+  // of bits; at most Probabilities::kMostRows rows.
+  void Pack(const KernelSet& kernels, uint8_t* counts, size_t rows, uint32_t* masks) const;
 
  private:
   template <typename Count>
-  int32_t Exactly(const Count* counts, size_t keys) const;
+  int32_t Exactly(const Count* counts) const;
 
   double threshold_ = 0;
+  size_t keys_ = 0;
   bool takes_bytes_ = false;
   Buffer<double> exponentials_;  // by the number of bits that differ
-  // For bytes, where exponentials are in units of 1 / 65535 of the row's largest one: their table, and below which sum the
-  // probability is above the threshold, by how many more bits differ than for the largest one. Falling; zeros at the end.
+  // For bytes, where exponentials are in units of 1 / 65535 of the row's largest one: see Probabilities.
   Buffer<uint8_t> table_;
   Buffer<int32_t> bounds_;
+  uint8_t missing_keys_[kBytesPerBlock] = {};
 };
 
 }  // namespace binaryvit
