@@ -47,7 +47,7 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	touch $@
 
 quickstart: $(VENV)/.examples
-	$(BIN)/python examples/quickstart.py --resume
+	$(BIN)/python examples/quickstart.py
 
 # What to run before a commit; `make test` is the whole.
 check: $(VENV)/.test
@@ -70,12 +70,12 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.runtime
 	for backend in tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python tests/parity.py; done
-	$(BIN)/python tests/bench_conversion.py
-	$(BIN)/python tests/bench_start.py
-	$(BIN)/python tests/bench_training.py
-	$(BIN)/python tests/bench_scaling.py
-	$(BIN)/python tests/show_resume.py tensorflow
-	$(BIN)/python tests/bench_runtime.py
+	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python tools/show_resume.py tensorflow
+	$(BIN)/python benchmarks/runtime.py
 
 # binaryvit-runtime for x86-64 and 64-bit ARM.
 wheels: | $(BIN)/python

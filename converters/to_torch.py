@@ -1,41 +1,5 @@
-"""Writes the weights of a .keras model under the names of the authors' PyTorch code: the reverse of from_torch.py.
+"""The command binaryvit-to-torch, for those who have the repository: see python converters/to_torch.py --help."""
 
-python converters/to_torch.py model.keras model.pth
+from binaryvit_commands.to_torch import main
 
-Their code reads it with --current-best-model or --teacher-model-file; the counters num_batches_tracked, which nothing
-depends on, are left out.
-"""
-
-import argparse
-import os
-import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Returns the command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="the .keras file of a BinaryViT or DeiT")
-    parser.add_argument("checkpoint", help="the .pth (needs PyTorch), .safetensors or .npz file to write")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Loads, renames and writes."""
-    arguments = parse_arguments()
-    from keras_binaryvit import checkpoints
-    from keras_binaryvit.files import check_output, load_model
-
-    check_output(arguments.checkpoint)
-    model = load_model(arguments.model)
-    state = checkpoints.to_torch_state_dict(model)
-    checkpoints.write_state_dict(arguments.checkpoint, state)
-    print(f"Wrote {len(state)} tensors of the {type(model).__name__} {model.name!r} to {arguments.checkpoint}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        sys.exit(f"to_torch.py: {error}")
+main()

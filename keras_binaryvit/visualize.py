@@ -1,11 +1,11 @@
-"""Figures of what a binary model has learned: attention maps, latent weights, quantisers.
+"""Figures of models and training: attention maps, latent weights, quantizers, learning curves, confusion matrices.
 
 Each function returns a matplotlib figure, to be shown by a notebook or written with `figure.savefig("name.png")`. None
 touches pyplot's global state: they work without a display, and in threads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import keras
@@ -166,6 +166,61 @@ def quantizer(quantizer: QuantizerLike, limits: tuple[float, float] | None = Non
         panel.set_xlabel("x")
         panel.set_title(label)
         panel.grid(alpha=0.3)
+    return figure
+
+
+def learning_curve(history: Mapping[str, Sequence[float]]) -> "Figure":
+    """Draws the accuracy of each epoch.
+
+    Args:
+        history: Logs by name, such as `model.fit(...).history`, with `accuracy` and `val_accuracy`.
+
+    Returns:
+        A `matplotlib.figure.Figure` with one panel.
+
+    Raises:
+        ValueError: One of the two logs is missing.
+        ImportError: matplotlib is missing.
+    """
+    if not {"accuracy", "val_accuracy"} <= history.keys():
+        raise ValueError(f"The history must have accuracy and val_accuracy. Received: {', '.join(history)}")
+    figure, (panel,) = _panels(1, 1, width=5)
+    for name, label in (("accuracy", "training"), ("val_accuracy", "validation")):
+        panel.plot(range(1, 1 + len(history[name])), history[name], label=label)
+    panel.set(xlabel="epoch", ylabel="accuracy", title="Learning curve")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    return figure
+
+
+def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]) -> "Figure":
+    """Draws how many images of each class are predicted to be of each class, as shares of the class.
+
+    Args:
+        labels: True classes, `(images,)`.
+        predictions: Predicted classes, `(images,)`.
+        class_names: Names by class.
+
+    Returns:
+        A `matplotlib.figure.Figure` with one panel: rows are the true classes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    classes = len(class_names)
+    counts = np.bincount(np.asarray(labels) * classes + predictions, minlength=classes**2).reshape(classes, classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.0, 0.5 * classes), 12.0)
+    figure, (panel,) = _panels(1, 1, width=side)
+    figure.set_figheight(side)
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    panel.set(xlabel="predicted", ylabel="true", title=f"Accuracy {np.trace(counts) / max(counts.sum(), 1):.2%}")
+    if classes <= 30:  # more can't be read
+        panel.set_xticks(range(classes), class_names, rotation=90)
+        panel.set_yticks(range(classes), class_names)
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            panel.text(column, row, str(count), ha="center", va="center", color=color, fontsize=7)
     return figure
 
 

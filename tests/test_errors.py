@@ -11,7 +11,7 @@ import keras
 import pytest
 from requirements import needs_larq
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 NEEDS_TORCH = "pickle that would run a command"
 
 
@@ -28,7 +28,7 @@ def messages(text):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts a TensorFlow process whatever the backend")
 def test_the_page_is_what_the_script_prints():
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-    command = [sys.executable, str(TESTS / "show_errors.py")]
+    command = [sys.executable, str(ROOT / "tools" / "show_errors.py")]
     printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-    page = (TESTS.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     assert messages(printed) == messages(page)

@@ -1,9 +1,8 @@
-"""train_imagenet.py on a small data set in ImageNet's form: JPEGs of differing sizes, train and validation."""
+"""binaryvit-train on a small data set in ImageNet's form, JPEGs of differing sizes, and on folders of images."""
 
 import io
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,10 +10,11 @@ import pytest
 from PIL import Image
 
 import keras_binaryvit as kb
+from binaryvit_commands import convert, train, training
+from keras_binaryvit.models import Preset, PresetMetadata, presets
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MINI = {
     "image_shape": (224, 224, 3),
     "num_classes": 1000,
@@ -79,17 +79,14 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, data_dir, tmp_path, capsys):
-    """Runs the example as a command line does and returns what it prints; its preset is a small network."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(kb.BinaryViT, "presets", {"mini": kb.models.Preset(MINI, kb.models.PresetMetadata("small", 0))})
+    """Runs the command and returns what it prints; its preset is a small network."""
+    monkeypatch.setitem(presets.REGISTRY, "mini", (kb.BinaryViT, Preset(MINI, PresetMetadata("small", 0))))
 
-    def run(*options, data_dir=data_dir, output=tmp_path / "out"):
-        import train_imagenet
-
+    def run(*options, dataset="imagenet2012", data_dir=data_dir, output=tmp_path / "out"):
         arguments = ["--preset=mini", "--image-size=32", "--batch-size=8", "--epochs=2", "--learning-rate=2e-3"]
-        arguments += [f"--data-dir={data_dir}", f"--output={output}", *options]
-        monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *arguments])
-        train_imagenet.main()
+        arguments += [f"--data-dir={data_dir}", f"--output={output}", "--recipe=imagenet", *options]
+        monkeypatch.setattr(sys, "argv", ["binaryvit-train", str(dataset), *arguments])
+        train.main()
         return capsys.readouterr().out
 
     return run
@@ -106,7 +103,7 @@ def test_the_whole_recipe(run, tmp_path):
         f"--teacher={teacher(tmp_path)}",
         "--label-weight=0.5",
         "--temperature=2",
-        "--real-kernel-epochs=1",
+        "--full-precision-kernel-epochs=1",
         "--weight-decay=0.01",
         "--clip-norm=1",
         "--drop-path-rate=0.1",
@@ -118,8 +115,13 @@ def test_the_whole_recipe(run, tmp_path):
     assert model.output_shape == (None, CLASSES)
     assert model.get_config()["drop_path_rate"] == 0.1
     binary = [layer for layer in model._flatten_layers() if getattr(layer, "is_binary", False)]
-    assert len(binary) == 7  # what was trained with real kernels first is binary in the end
-    assert {path.name for path in output.iterdir()} >= {"recipe.json", "checkpoints", "real_kernels", "model.keras"}
+    assert len(binary) == 7  # what was trained with full-precision kernels first is binary in the end
+    assert {path.name for path in output.iterdir()} >= {
+        "recipe.json",
+        "checkpoints",
+        "full_precision_kernels",
+        "model.keras",
+    }
     # A finished run that continues has nothing to train, and gives the same model.
     weights = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     run(*options, "--resume")
@@ -127,21 +129,21 @@ def test_the_whole_recipe(run, tmp_path):
     for weight, before in zip(again.weights, weights, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), before)
     # One that was begun otherwise doesn't.
-    with pytest.raises(ValueError, match="holds a run: continue it with --resume"):
+    with pytest.raises(SystemExit, match="holds a run: continue it with --resume"):
         run(*options)
-    with pytest.raises(ValueError, match="can't continue differently: clip_norm: 1.0 then, 2.0 now"):
+    with pytest.raises(SystemExit, match="can't continue differently: clip_norm: 1.0 then, 2.0 now"):
         run(*options, "--clip-norm=2", "--resume")
 
 
 def test_a_real_network(run, tmp_path):
-    run("--real", "--epochs=1", "--train-split=train[:16]")
+    run("--full-precision", "--epochs=1", "--train-split=train[:16]")
     model = keras.models.load_model(tmp_path / "out" / "model.keras")
     assert not any(getattr(layer, "is_binary", False) for layer in model._flatten_layers())
     assert not any("clip" in weight.path for weight in model.weights)
 
 
 def test_a_teacher_of_other_classes(run, tmp_path):
-    with pytest.raises(ValueError, match="has 5 classes, the student 'mini' has 3"):
+    with pytest.raises(SystemExit, match="has 5 classes, the student 'mini' has 3"):
         run(f"--teacher={teacher(tmp_path, num_classes=5)}")
 
 
@@ -154,29 +156,49 @@ def test_a_teacher_of_other_classes(run, tmp_path):
         ({"train": 9, "test": 7}, 8, 2, ("test", 8)),
     ],
 )
-def test_what_is_evaluated(monkeypatch, splits, batch_size, replicas, expected):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import training
-
+def test_what_is_evaluated(splits, batch_size, replicas, expected):
     info = kb.data.DatasetInfo("some", 3, ("a", "b", "c"), (None, None, 3), splits)
-    assert training._evaluation(info, batch_size, replicas) == expected
+    assert training.evaluation(info, batch_size, replicas) == expected
 
 
 def test_unknown_preset(run):
-    with pytest.raises(ValueError, match="Unknown preset 'maxi'. Known presets: mini"):
+    with pytest.raises(SystemExit, match="Unknown preset 'maxi'"):
         run("--preset=maxi")
 
 
 def test_a_split_smaller_than_a_batch(run):
-    with pytest.raises(ValueError, match="has fewer images than a batch, 8"):
+    with pytest.raises(SystemExit, match="has fewer images than a batch, 8"):
         run("--train-split=train[:5]")
 
 
 def test_a_damaged_image_in_the_middle_of_an_epoch(run, tmp_path):
     files = examples(27)
     folder = write(tmp_path / "tfds", {"train": files[:13] + [(b"garbage", 0)] + files[14:], "validation": files[:8]})
-    with pytest.raises(ValueError, match="can't be decoded; the last checkpoint is as it was"):
+    with pytest.raises(SystemExit, match="can't be decoded; the last checkpoint is as it was"):
         run(data_dir=folder)
     (position,) = kb.data.find_corrupt("imagenet2012", data_dir=folder)
     split = f"--train-split=train[:{position}]+train[{position + 1}:]"
     assert "Accuracy: " in run(split, "--resume", data_dir=folder)
+
+
+def test_from_a_folder_of_photographs_to_a_file_with_names(run, monkeypatch, tmp_path, capsys):
+    photos = tmp_path / "my phötos"
+    names = ("a cat", "dog", "élan")
+    for label, name in enumerate(names):
+        (photos / name).mkdir(parents=True)
+        for seed in range(10):
+            (photos / name / f"{seed}.jpg").write_bytes(jpeg(label, (36, 48), seed))
+    run("--recipe=cifar10", "--image-size=32", "--epochs=4", dataset=photos)
+    output = tmp_path / "out"
+    assert {"curve.png", "confusion.png", "history.csv"} <= {path.name for path in output.iterdir()}
+    model = keras.models.load_model(output / "model.keras")
+    assert model.class_names == names
+    expected = model.classify(photos / "dog" / "3.jpg", top=1)[0][0]
+    assert expected.label in names
+
+    arguments = [output / "model.keras", output / "model.tflite", "--ops=fused", f"--verify={photos}", "--images=3"]
+    monkeypatch.setattr(sys, "argv", ["binaryvit-convert", *map(str, arguments)])
+    convert.main()
+    assert "agreement" in capsys.readouterr().out
+    file = (output / "model.tflite").read_bytes()
+    assert all(name.encode() in file for name in names)

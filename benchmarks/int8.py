@@ -1,4 +1,4 @@
-"""Prints what int8 for float layers does: `python tests/bench_int8.py --data-dir FOLDER_WITH_CIFAR10`.
+"""Prints what int8 for float layers does: `python benchmarks/int8.py --data-dir FOLDER_WITH_CIFAR10`.
 
 The trained CIFAR-10 preset for both sets of operators, and two hybrids of binary and float convolutions, which are
 trained for a few epochs first. All are converted with and without `float_layers="int8"`, with ranges from 100 training

@@ -1,4 +1,4 @@
-"""Prints how the trained CIFAR-10 preset, fused, agrees with Keras: `python tests/show_agreement.py --data-dir FOLDER`.
+"""Prints how the trained CIFAR-10 preset, fused, agrees with Keras: `python tools/show_agreement.py --data-dir FOLDER`.
 
 The fused flatbuffer in binaryvit-runtime, against the frozen fused model, called eagerly, and the trained model. With
 `--arm64 LIBRARY`, a runtime for 64-bit ARM, against the emulated board too (see runtime/tests/arm64.sh).

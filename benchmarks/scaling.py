@@ -1,4 +1,4 @@
-"""Prints how training on several devices compares with one: `python tests/bench_scaling.py`.
+"""Prints how training on several devices compares with one: `python benchmarks/scaling.py`.
 
 The devices are virtual ones of this machine's CPU and share its cores, so the ratios say what distribution costs, not
 what it gains.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORKER = Path(__file__).parent / "training" / "scaling_worker.py"
+WORKER = Path(__file__).resolve().parents[1] / "tests" / "training" / "scaling_worker.py"
 BATCH_SIZE = 16  # the worker's
 SETTINGS = {
     "jax": {"1 device": ("--devices", 1), "2 devices": ("--devices", 2), "2 processes": ("--devices", 1)},

@@ -1,4 +1,4 @@
-"""Prints how long training takes to start: `python tests/bench_start.py [--backends tensorflow jax] [--presets ...]`.
+"""Prints how long training takes to start: `python benchmarks/start.py [--backends tensorflow jax] [--presets ...]`.
 
 For each preset, its float twin and a DeiT with as many blocks: the seconds of the first training
 step, and images a second after it. Each is measured in a process of its own, one after the other; nothing is taken from

@@ -1,4 +1,4 @@
-"""The paper's recipe on any data set: teacher, stages, schedule, devices, checkpoints and what there is to watch."""
+"""Training by a recipe: teacher, stages, schedule, devices, checkpoints and monitors."""
 
 import contextlib
 import dataclasses
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from recipe import Recipe
 
 import keras_binaryvit as kb
+from binaryvit_commands.recipe import Recipe
 from keras_binaryvit.files import load_model
 
-# What makes a network a real-valued one of the same architecture.
-_REAL = {
+# The same architecture without quantizers.
+_FULL_PRECISION = {
     **dict.fromkeys(["input_quantizer", "kernel_quantizer", "conv_kernel_quantizer"]),
     "binary_probabilities": False,
 }
@@ -24,8 +24,8 @@ _REAL = {
 _FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
 
 
-def train(recipe: Recipe, **arguments: Any) -> tuple[kb.BinaryViT, dict[str, list[float]]]:
-    """Trains `BinaryViT(**arguments)` as `recipe` says, for the data set's images and classes.
+def train(recipe: Recipe, **overrides: Any) -> tuple[kb.models.ImageClassifier, dict[str, list[float]]]:
+    """Trains the recipe's preset, with the preset's arguments in `overrides` replaced, on the data set.
 
     Returns:
         The model after the last epoch, and the logs of all epochs. `checkpoints` in the output folder has the last
@@ -38,22 +38,21 @@ def train(recipe: Recipe, **arguments: Any) -> tuple[kb.BinaryViT, dict[str, lis
         keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}")
     info = kb.data.info(recipe.dataset, recipe.data_dir)
     preprocessor = kb.data.preprocessor(recipe.dataset, recipe.image_size, data_dir=recipe.data_dir)
-    arguments = {
-        **arguments,
+    overrides = {
+        **overrides,
         "image_shape": (*preprocessor.image_size, len(preprocessor.mean)),
         "num_classes": info.num_classes,
         "preprocessor": preprocessor,
         "class_names": info.class_names,
         "drop_path_rate": recipe.drop_path_rate,
-        "remat": recipe.remat,
+        **({"remat": True} if recipe.remat else {}),
+        **(_FULL_PRECISION if recipe.full_precision else {}),
     }
-    if recipe.real:
-        arguments |= _REAL
     with _devices(recipe) as distribution:
         teacher = load_model(recipe.teacher) if recipe.teacher else None
-        model = kb.BinaryViT(**arguments)
-        if recipe.real_kernel_epochs:
-            stage = dataclasses.replace(recipe, output=recipe.output / "real_kernels", epochs=recipe.real_kernel_epochs)
+        model = kb.models.ImageClassifier.from_preset(recipe.preset, **overrides)
+        if epochs := recipe.full_precision_kernel_epochs:
+            stage = dataclasses.replace(recipe, output=recipe.output / "full_precision_kernels", epochs=epochs)
             first = kb.training.with_real_kernels(model)
             fit(stage, first, teacher, distribution)
             kb.training.copy_weights(first, model)
@@ -89,7 +88,7 @@ def fit(
         first_epoch=min(done, recipe.epochs),
     )
     replicas = len(distribution.devices) * distribution.hosts
-    split, size = _evaluation(kb.data.info(recipe.dataset, recipe.data_dir), recipe.batch_size, replicas)
+    split, size = evaluation(kb.data.info(recipe.dataset, recipe.data_dir), recipe.batch_size, replicas)
     testing = load(split, batch_size=size, drop_remainder=True)
 
     steps = len(training)
@@ -126,7 +125,7 @@ def _monitors(recipe: Recipe, model: keras.Model, few_images: Any) -> list[keras
     monitors = [kb.training.RaiseOnNaN(), kb.training.LearningRateMonitor()]
     if any(kb.quantizers.is_one_bit(getattr(layer, "kernel_quantizer", None)) for layer in model._flatten_layers()):
         monitors.append(kb.training.FlipMonitor())
-    if not recipe.real:
+    if any(getattr(layer, "binary_probabilities", False) for layer in model._flatten_layers()):
         images, _ = next(few_images.as_numpy_iterator())
         monitors.append(kb.training.AttentionMonitor(images))
     monitors += [
@@ -157,14 +156,17 @@ def _explained(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def _evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
-    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices.
-
-    ImageNet's test images have no labels.
-    """
+def evaluation_split(info: kb.data.DatasetInfo) -> str:
+    """Returns `validation` if there is one, for ImageNet's test images have no labels, or `test`."""
     split = next((name for name in ("validation", "test") if info.num_examples.get(name)), None)
     if split is None:
         raise ValueError(f"{info.name!r} has no images to evaluate on: neither a 'test' nor a 'validation' split.")
+    return split
+
+
+def evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
+    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices."""
+    split = evaluation_split(info)
     sizes = range(replicas, max(batch_size, replicas) + 1, replicas)
     covering = [size for size in sizes if info.num_examples[split] % size == 0]
     if not covering:

@@ -1,4 +1,4 @@
-"""Kills training with SIGKILL in the middle of an epoch, continues it, and compares: `python tests/show_resume.py`."""
+"""Kills training with SIGKILL in the middle of an epoch, continues it, and compares: `python tools/show_resume.py`."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WORKER = Path(__file__).resolve().parent / "training" / "resume_worker.py"
+WORKER = Path(__file__).resolve().parents[1] / "tests" / "training" / "resume_worker.py"
 
 
 def run(*arguments, backend):

@@ -1,4 +1,4 @@
-"""Tries wrong input and prints what each says: `python tests/show_errors.py`."""
+"""Tries wrong input and prints what each says: `python tools/show_errors.py`."""
 
 import contextlib
 import io
@@ -277,18 +277,20 @@ def optimizers():
     say("warm-up as long as the training", lambda: kb.training.CosineSchedule(0.01, 5, 10, warmup_epochs=5))
 
 
-def examples(folder):
-    """Tries wrong options and data with train_imagenet.py, on 24 images in ImageNet's form."""
-    sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests" / "examples")]
+def training(folder):
+    """Tries wrong options and data with binaryvit-train, on 24 images in ImageNet's form."""
+    sys.path.insert(0, str(ROOT / "tests" / "commands"))
     import tensorflow as tf
-    import test_train_imagenet as mini
-    import train_imagenet
+    import test_train as mini
+
+    from binaryvit_commands import train
+    from keras_binaryvit.models import Preset, PresetMetadata, presets
 
     def run(*options, data="data", output="out"):
         arguments = ["--preset=mini", "--image-size=16", "--batch-size=8", "--epochs=1", "--devices=1"]
-        arguments += [f"--data-dir={folder / data}", f"--output={folder / output}", *options]
-        with mock.patch.object(sys, "argv", ["train_imagenet.py", *arguments]):
-            train_imagenet.main()
+        arguments += [f"--data-dir={folder / data}", f"--output={folder / output}", "--recipe=imagenet", *options]
+        with mock.patch.object(sys, "argv", ["binaryvit-train", "imagenet2012", *arguments]):
+            train.main()
 
     images = mini.examples(24)
     damaged = [*images[:12], (b"no JPEG", 0), *images[13:]]
@@ -305,8 +307,8 @@ def examples(folder):
     (folder / "full").mkdir()
     (folder / "full" / "history.csv").symlink_to("/dev/full")
     tf.config.run_functions_eagerly(True)  # to compile the network takes longer than all its steps
-    with mock.patch.object(kb.BinaryViT, "presets", {"mini": kb.models.Preset(TINY, kb.models.PresetMetadata("", 0))}):
-        say("unknown preset of train_imagenet.py", lambda: run("--preset=maxi"))
+    with mock.patch.dict(presets.REGISTRY, mini=(kb.BinaryViT, Preset(TINY, PresetMetadata("", 0)))):
+        say("unknown preset of binaryvit-train", lambda: run("--preset=maxi", output="maxi"))
         say("split smaller than a batch", lambda: run("--train-split=train[:5]", output="small"))
         say("teacher of other classes", lambda: run(f"--teacher={mini.teacher(folder, 5)}", output="classes"))
         say("teacher that isn't there", lambda: run(f"--teacher={folder / 'none.keras'}", output="none"))
@@ -375,7 +377,7 @@ def main():
     presets(folder)
     optimizers()
     print("\n## The training examples\n")
-    examples(folder)
+    training(folder)
 
 
 def conversion(folder):

@@ -1,4 +1,4 @@
-"""Prints speed and memory of training: `python tests/bench_training.py [--preset ...] [--image-size ...] [...]`.
+"""Prints speed and memory of training: `python benchmarks/training.py [--preset ...] [--image-size ...] [...]`.
 
 For each backend: images a second of training and evaluation; the time of a training step against the same network in
 real numbers; and the peak memory of the process with and without rematerialisation. Each measurement runs in a process

@@ -1,6 +1,6 @@
 """Trains each step from ReAct-DeiT to BinaryViT alike: the paper's table 3, on a data set of your choice.
 
-python examples/ablation.py --dataset cifar10 --data-dir ~/tensorflow_datasets
+python benchmarks/ablation.py --dataset cifar10 --data-dir ~/tensorflow_datasets
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-import recipe as recipes
+import binaryvit_commands.recipe as recipes
 
 # What each row of the table adds to the one before; the last is another network altogether.
 ROWS = {
@@ -61,7 +61,8 @@ def main() -> None:
         keep=1,
     )
     arguments = parser.parse_args()
-    recipe = recipes.recipe(arguments, image_size={"tiny": 32, "small": 224}[arguments.size])
+    arguments.image_size = {"tiny": 32, "small": 224}[arguments.size]
+    recipe = recipes.recipe(arguments)
     names = list(ROWS)
     for number in arguments.rows:
         result = recipe.output / f"row_{number}.json"
@@ -76,16 +77,14 @@ def main() -> None:
 
 def train(recipe: recipes.Recipe, size: str, number: int) -> dict:
     """Trains a row of the table and returns its figures."""
-    import training
-
     import keras_binaryvit as kb
+    from binaryvit_commands import training
 
     flat, preset = SIZES[size]
     changes = list(ROWS.values())[number - 1]
     folder = recipe.output / f"row_{number}"
-    row = dataclasses.replace(recipe, output=folder, resume=folder.exists())
-    arguments = kb.BinaryViT.presets[preset].config if changes is None else {**flat, **changes}
-    model, history = training.train(row, **arguments)
+    row = dataclasses.replace(recipe, preset=preset, output=folder, resume=folder.exists())
+    model, history = training.train(row, **({} if changes is None else {**flat, **changes}))
     costs = kb.profile.summary(model, print_fn=lambda text: None)
     return {"parameters": sum(costs.parameters.values()), "ops": costs.ops, "history": history}
 

@@ -1,4 +1,4 @@
-"""Prints what freezing makes of the LCE graph: `python tests/bench_conversion.py [--presets ...]`.
+"""Prints what freezing makes of the LCE graph: `python benchmarks/conversion.py [--presets ...]`.
 
 Every preset, with random values in all its variables, is converted twice: by this version, and by the first one, which
 exported the layers as they are trained (from the repository's history). Both files then run in LCE's interpreter by

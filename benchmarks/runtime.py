@@ -1,4 +1,4 @@
-"""Speed of `binaryvit_small` in binaryvit-runtime, beside what one would pick instead: `python tests/bench_runtime.py`.
+"""Speed of `binaryvit_small` in binaryvit-runtime, beside what one would pick instead: `python benchmarks/runtime.py`.
 
 Makes the flatbuffers of all networks with random weights, at 224x224, and runs them by turns on one thread. CPU time
 counts, whatever else the machine does. With `--threads` it prints wall-clock times of more threads.
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--output", type=Path, default=Path("out/bench_runtime"), help="where the flatbuffers are kept")
+    parser.add_argument("--output", type=Path, default=Path("out/benchmark"), help="where the flatbuffers are kept")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

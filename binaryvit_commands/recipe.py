@@ -1,4 +1,4 @@
-"""What the training examples let one choose. Nothing here imports Keras: its backend is one of the choices."""
+"""Recipes for training. Nothing here imports Keras: its backend is one of the options."""
 
 import argparse
 import dataclasses
@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults are the paper's, but for the data set and the number of epochs.
+    """How to train; the defaults are the paper's, on ImageNet.
 
     Attributes:
-        dataset: `digits`, or a name of TensorFlow Datasets.
+        dataset: `digits`, a folder of images, or a name of TensorFlow Datasets.
+        preset: Where the network comes from, see `from_preset`; weights that it has are trained further.
         data_dir: Where TensorFlow Datasets has prepared it; may be in object storage.
         train_split: What to train on, such as `train[:10%]`.
         image_size: Side of the images, in pixels.
@@ -29,8 +30,8 @@ class Recipe:
         teacher: A .keras model to learn from; None means to learn from labels.
         label_weight: Share of the labels in the loss, the teacher's being the rest.
         temperature: Of the distillation.
-        real_kernel_epochs: Epochs of a first stage in which only activations are binary.
-        real: Train the same network without binarisers, to compare with or to teach.
+        full_precision_kernel_epochs: Epochs of a first stage in which only activations are binary.
+        full_precision: Train the same network without quantizers, to compare with or to teach.
         mixed_precision: `float16` or `bfloat16`; None for float32.
         remat: Compute a block's intermediate results again in the backward pass: less memory, more time.
         devices: How many devices of this host; None for all.
@@ -41,9 +42,10 @@ class Recipe:
     """
 
     dataset: str
-    image_size: int
-    output: Path
-    epochs: int
+    preset: str = "binaryvit_small"
+    image_size: int = 224
+    output: Path = Path("out")
+    epochs: int = 300
     data_dir: str | None = None
     train_split: str = "train"
     batch_size: int = 512
@@ -57,8 +59,8 @@ class Recipe:
     teacher: Path | None = None
     label_weight: float = 0.0
     temperature: float = 1.0
-    real_kernel_epochs: int = 0
-    real: bool = False
+    full_precision_kernel_epochs: int = 0
+    full_precision: bool = False
     mixed_precision: str | None = None
     remat: bool = False
     devices: int | None = None
@@ -68,8 +70,22 @@ class Recipe:
     resume: bool = False
 
 
+_SMALL_IMAGES = {
+    "preset": "binaryvit_tiny_32",
+    "image_size": 32,
+    "schedule": "step",
+    "warmup_epochs": 1,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "cifar10": {**_SMALL_IMAGES, "epochs": 24, "batch_size": 64, "learning_rate": 2e-3},
+    "digits": {**_SMALL_IMAGES, "epochs": 20, "batch_size": 32, "learning_rate": 8e-3},
+    "imagenet": {},
+}
+"""What they change of `Recipe`."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Adds an option for everything in `Recipe` but the data set and the image size, and one for Keras' backend."""
+    """Adds an option for everything in `Recipe` but the data set, and one for Keras' backend."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)} | defaults
 
     def add(group, name, text, **arguments):
@@ -85,6 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         default=os.environ.get("KERAS_BACKEND", "tensorflow"),
         help="what Keras computes with (default: %(default)s)",
     )
+    add(parser, "preset", "a name of keras_binaryvit.list_presets(), a preset's folder, or a .keras file")
+    add(parser, "image_size", "height and width of the images, in pixels", type=int)
     add(parser, "data_dir", "where TensorFlow Datasets has prepared the data set; gs:// and s3:// work too")
     add(parser, "train_split", "what to train on, such as train[:10%%]")
     add(parser, "output", "folder to write to", type=Path)
@@ -102,8 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     add(recipe, "weight_decay", "AdamW's, on kernels alone", type=float)
     add(recipe, "clip_norm", "largest norm of all gradients together", type=float)
     add(recipe, "drop_path_rate", "stochastic depth of the last block", type=float)
-    add(recipe, "real_kernel_epochs", "epochs of a first stage in which only activations are binary", type=int)
-    switch(recipe, "real", "train the same network without binarisers, to compare with or to teach")
+    add(
+        recipe,
+        "full_precision_kernel_epochs",
+        "epochs of a first stage in which only activations are binary",
+        type=int,
+    )
+    switch(recipe, "full_precision", "train the same network without quantizers, to compare with or to teach")
     add(recipe, "seed", "of weights, shuffling and augmentation", type=int)
 
     teacher = parser.add_argument_group("distillation")
@@ -118,9 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def recipe(arguments: argparse.Namespace, **others: Any) -> Recipe:
-    """Returns what was chosen, and sets Keras' backend, which is fixed when Keras is first imported."""
+    """Returns the recipe that was chosen, and sets Keras' backend, which is fixed when Keras is first imported."""
     os.environ["KERAS_BACKEND"] = arguments.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # JAX keeps what it has compiled: the next run of the same network starts at once.
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "keras_binaryvit" / "jax"))
