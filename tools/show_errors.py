@@ -35,10 +35,10 @@ def say(title, action):
         try:
             action()
             happened = caught[-1].message if caught else None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             happened = error
     text = "no error" if happened is None else f"{type(happened).__name__}: {' '.join(str(happened).split())}"
-    text = text.removeprefix("SystemError: ")  # of `command`
+    text = text.removeprefix("SystemExit: ")
     text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "FOLDER", re.sub(r"\x1b\[\d+m", "", text))
     print(f"* **{title}**<br>\n  `` {text[:400]} ``")
 
@@ -48,7 +48,7 @@ def command(*arguments, **environment):
     environment = {**os.environ, **environment}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
-        raise SystemError(done.stderr.strip().splitlines()[-1])
+        raise SystemExit(done.stderr.strip().splitlines()[-1])
 
 
 def checkpoints(folder):
@@ -358,8 +358,12 @@ def interrupted(*arguments):
     while "converting" not in printed and process.poll() is None:
         printed += process.stdout.read(1)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    raise SystemError(process.communicate()[1].strip().splitlines()[-1])
+    while True:  # TensorFlow swallows an interruption while it calls Python
+        process.send_signal(signal.SIGINT)
+        try:
+            raise SystemExit(process.communicate(timeout=3)[1].strip().splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def main():
@@ -376,7 +380,7 @@ def main():
     runs(folder)
     presets(folder)
     optimizers()
-    print("\n## The training examples\n")
+    print("\n## Training\n")
     training(folder)
 
 
