@@ -101,4 +101,4 @@ def test_help(script, run_converter, capsys):
     with pytest.raises(SystemExit) as stop:
         run_converter(script, "--help")
     assert stop.value.code == 0
-    assert f"python converters/{script} " in capsys.readouterr().out
+    assert f"binaryvit-{script[:-3].replace(chr(95), chr(45))} " in capsys.readouterr().out
