@@ -5,8 +5,10 @@ backend can't be chosen any more.
 """
 
 import functools
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"
         try:
             main()
         except (OSError, ValueError, TypeError, RuntimeError, ImportError, FloatingPointError) as error:

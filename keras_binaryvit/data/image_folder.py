@@ -51,11 +51,13 @@ class ImageFolder:
     def read(self, ranges: Sequence[Range], **_: Any) -> "tf.data.Dataset":
         tf = require("tensorflow", "tensorflow")
         examples = [example for split, start, stop in ranges for example in self._examples[split][start:stop]]
+        require("PIL", "images")  # here: where images are decoded, TensorFlow would compile the call
         paths, labels = zip(*examples, strict=True)
         return tf.data.Dataset.from_tensor_slices(([os.fsencode(path) for path in paths], np.asarray(labels)))
 
     def decode(self, path: "tf.Tensor") -> "tf.Tensor":
-        tf, _ = require("tensorflow", "tensorflow"), require("PIL", "images")
+        import tensorflow as tf
+
         image = tf.numpy_function(self._pixels, [path], tf.uint8, stateful=False)
         return tf.ensure_shape(image, (None, None, 3))
 
