@@ -1,4 +1,4 @@
-"""Metrics that only make sense for quantised values, with Larq's names."""
+"""Metrics that only make sense for quantized values, with Larq's names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Optimisers for networks with binary kernels: Larq's `Bop` and `CaseOptimizer`, and AdamW as the paper uses it."""
+"""Optimizers for networks with binary kernels: Larq's `Bop` and `CaseOptimizer`, and AdamW as the paper uses it."""
 
 import math
 import warnings
@@ -27,7 +27,7 @@ class Bop(keras.optimizers.Optimizer):
 
     The layers' `kernel_quantizer` should be `"ste_sign"`: it passes the gradients of weights of +-1 on, and layers with
     it convert. The paper's `"centered_scaled_sign"` doesn't fit: weights away from their unit's mean get no gradient.
-    Real-valued weights need an optimiser of their own, beside this one in a `CaseOptimizer`:
+    Real-valued weights need an optimizer of their own, beside this one in a `CaseOptimizer`:
 
     ```python
     optimizer = CaseOptimizer((Bop.is_binary_variable, Bop()), default_optimizer=keras.optimizers.Adam())
@@ -37,7 +37,7 @@ class Bop(keras.optimizers.Optimizer):
         threshold: Of the averaged gradient; a number, which `optimizer.threshold.assign` changes, or a schedule of
             `keras.optimizers.schedules`.
         gamma: Share of the newest gradient in the average; a number or a schedule.
-        name: Name of the optimiser.
+        name: Name of the optimizer.
         **kwargs: `clipnorm`, `clipvalue`, `global_clipnorm`, `loss_scale_factor` and `gradient_accumulation_steps`, as
             in `keras.optimizers.Optimizer`.
 
@@ -113,7 +113,7 @@ class Bop(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Bop":
-        """Creates the optimiser from `get_config()`."""
+        """Creates the optimizer from `get_config()`."""
         config = dict(config)
         for name in ("threshold", "gamma"):
             if isinstance(config.get(name), dict):
@@ -128,19 +128,19 @@ class Bop(keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
 class CaseOptimizer(keras.optimizers.Optimizer):
-    """Larq's CaseOptimizer: each variable is trained by the optimiser whose predicate claims it.
+    """Larq's CaseOptimizer: each variable is trained by the optimizer whose predicate claims it.
 
-    A saved optimiser keeps which variable belongs to which optimiser, not the predicates.
+    A saved optimizer keeps which variable belongs to which optimizer, not the predicates.
 
     Args:
         *predicate_optimizer_pairs: `(predicate, optimizer)`: the predicate takes a variable, and returns whether the
-            optimiser trains it.
+            optimizer trains it.
         default_optimizer: Trains what no predicate claims; without one such variables aren't trained, with a warning.
             `learning_rate` is this one's, for callbacks that show or change it.
-        name: Name of the optimiser.
+        name: Name of the optimizer.
 
     Raises:
-        TypeError: A predicate can't be called, or an optimiser isn't one of Keras 3.
+        TypeError: A predicate can't be called, or an optimizer isn't one of Keras 3.
         ValueError: Once the variables are known: two predicates claim the same one, or one claims none.
     """
 
@@ -161,20 +161,20 @@ class CaseOptimizer(keras.optimizers.Optimizer):
             optimizers.append(default_optimizer)
         for optimizer in optimizers:
             if not isinstance(optimizer, keras.optimizers.Optimizer):
-                raise TypeError(f"An optimiser must be a keras.optimizers.Optimizer (of Keras 3), not {optimizer!r}.")
+                raise TypeError(f"An optimizer must be a keras.optimizers.Optimizer (of Keras 3), not {optimizer!r}.")
             if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                 raise ValueError(
                     "The loss is one for all variables: scale it with a keras.optimizers.LossScaleOptimizer around the "
-                    f"CaseOptimizer. Received: the optimiser {optimizer.name!r}, which scales it for its own share."
+                    f"CaseOptimizer. Received: the optimizer {optimizer.name!r}, which scales it for its own share."
                 )
         self.predicates = predicates
         self.optimizers = optimizers
         self.default = default_optimizer
-        # For each variable, in the order of `build`, the index of its optimiser or None.
+        # For each variable, in the order of `build`, the index of its optimizer or None.
         self.assignment: list[int | None] | None = None
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Assigns the variables to the optimisers and builds these."""
+        """Assigns the variables to the optimizers and builds these."""
         if self.built:
             return
         super().build(variables)
@@ -182,13 +182,13 @@ class CaseOptimizer(keras.optimizers.Optimizer):
             self.assignment = [self._claim(variable) for variable in variables]
             for index, optimizer in enumerate(self.optimizers[: len(self.predicates)]):
                 if index not in self.assignment:
-                    raise ValueError(f"The predicate of optimiser {optimizer.name!r} claims no variable.")
+                    raise ValueError(f"The predicate of optimizer {optimizer.name!r} claims no variable.")
             untrained = [v.path for v, index in zip(variables, self.assignment, strict=True) if index is None]
             if untrained:
-                warnings.warn(f"No optimiser trains these variables: {', '.join(untrained)}", stacklevel=2)
+                warnings.warn(f"No optimizer trains these variables: {', '.join(untrained)}", stacklevel=2)
         elif len(self.assignment) != len(variables):
             raise ValueError(
-                f"This optimiser was saved with {len(self.assignment)} variables, and the model has {len(variables)}: "
+                f"This optimizer was saved with {len(self.assignment)} variables, and the model has {len(variables)}: "
                 "make a new CaseOptimizer for it."
             )
         for index, optimizer in enumerate(self.optimizers):
@@ -198,7 +198,7 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         claims = [index for index, predicate in enumerate(self.predicates) if predicate(variable)]
         if len(claims) > 1:
             names = " and ".join(repr(self.optimizers[index].name) for index in claims)
-            raise ValueError(f"The predicates of optimisers {names} both claim the variable {variable.path!r}.")
+            raise ValueError(f"The predicates of optimizers {names} both claim the variable {variable.path!r}.")
         default = None if self.default is None else len(self.predicates)
         return claims[0] if claims else default
 
@@ -208,11 +208,11 @@ class CaseOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables of this optimiser and of all those in it."""
+        """The variables of this optimizer and of all those in it."""
         return [*super().variables, *(v for optimizer in self.optimizers for v in optimizer.variables)]
 
     def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
-        """Passes each gradient on to the optimiser of its variable."""
+        """Passes each gradient on to the optimizer of its variable."""
         if trainable_variables is None:
             variables = self._trainable_variables
         else:
@@ -228,13 +228,13 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         self._iterations.assign_add(1)
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
-        """Passes on the end of training, when an optimiser with a moving average sets its variables to it."""
+        """Passes on the end of training, when an optimizer with a moving average sets its variables to it."""
         for index, optimizer in enumerate(self.optimizers):
             optimizer.finalize_variable_values(self._share(index, var_list))
 
     @property
     def learning_rate(self) -> Any:
-        """The default optimiser's."""
+        """The default optimizer's."""
         return self._of_learning_rate.learning_rate
 
     @learning_rate.setter
@@ -244,11 +244,11 @@ class CaseOptimizer(keras.optimizers.Optimizer):
     @property
     def _of_learning_rate(self) -> keras.optimizers.Optimizer:
         if self.default is None:
-            raise AttributeError("This CaseOptimizer has no default optimiser, whose learning rate it could show.")
+            raise AttributeError("This CaseOptimizer has no default optimizer, whose learning rate it could show.")
         return self.default
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the number of steps; the optimisers save themselves."""
+        """Saves the number of steps; the optimizers save themselves."""
         store["0"] = ops.convert_to_numpy(self._iterations)
 
     def load_own_variables(self, store: Any) -> None:
@@ -256,7 +256,7 @@ class CaseOptimizer(keras.optimizers.Optimizer):
         self._iterations.assign(store["0"])
 
     def get_config(self) -> dict:
-        """Returns the optimisers and, once they are known, their shares of the variables."""
+        """Returns the optimizers and, once they are known, their shares of the variables."""
         return {
             "optimizers": [keras.optimizers.serialize(optimizer) for optimizer in self.optimizers],
             "has_default": self.default is not None,
@@ -266,7 +266,7 @@ class CaseOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "CaseOptimizer":
-        """Creates the optimiser from `get_config()`."""
+        """Creates the optimizer from `get_config()`."""
         optimizers = [keras.optimizers.deserialize(entry, custom_objects) for entry in config["optimizers"]]
         default = optimizers.pop() if config["has_default"] else None
 
@@ -288,7 +288,7 @@ class AdamW(keras.optimizers.Optimizer):
 
     A step first multiplies a decayed weight by 1 - `learning_rate` * `weight_decay`. Kernels of dense layers and of
     convolutions decay, binary or not. Shifts, slopes, affines, norms, biases, clips, tokens and position embeddings
-    don't, and a saved optimiser still knows so.
+    don't, and a saved optimizer still knows so.
 
     Binary networks have hundreds of variables with one value per channel. All variables of at most `small_size`
     elements are updated together, as one vector: it starts to train in a fraction of the time that an update per
@@ -299,7 +299,7 @@ class AdamW(keras.optimizers.Optimizer):
         weight_decay: 0 in the paper's recipe.
         beta_1: Share that a step keeps of the gradient's average.
         beta_2: Share that a step keeps of the squared gradient's average.
-        epsilon: Added to the root of the latter. Keras' other optimisers have 1e-7.
+        epsilon: Added to the root of the latter. Keras' other optimizers have 1e-7.
         name: Name of the optimizer.
         **kwargs: The other arguments of `keras.optimizers.Optimizer`; `global_clipnorm` is PyTorch's
             `clip_grad_norm_`.

@@ -26,11 +26,11 @@ class LayerProfile:
     Attributes:
         name: Names of the layers around it and its own, as in `block_0/attention/query/dense`.
         output_shape: Of each output, without the batch; empty if the layer isn't called.
-        input_precision: Bits of the quantised inputs, `None` if they are real.
+        input_precision: Bits of the quantized inputs, `None` if they are real.
         parameters: Number of parameters by bits. Kernels count with the bits that they have in a
             converted file: 1 where the product is binary there (`deploy.binary_table`), else 32.
         trainable_parameters: How many of them are trained.
-        memory: Bytes that they take at inference; of a batch normalisation, two vectors instead of four.
+        memory: Bytes that they take at inference; of a batch normalization, two vectors instead of four.
         float32_memory: Bytes of the same in float32.
         macs: Number of multiply-adds by bits, those of the wider operand. Sums over windows, additions, scales for
             each channel and activations are none.
@@ -124,7 +124,7 @@ def summary(
 ) -> ModelProfile:
     """Prints what a model costs, as `larq.models.summary` does, and returns it.
 
-    For each layer: the bits of its quantised inputs, the output shapes, parameters by bits, memory, and multiply-adds
+    For each layer: the bits of its quantized inputs, the output shapes, parameters by bits, memory, and multiply-adds
     by the bits of the wider operand. Products inside attention are counted too: q . k by the bits of q and k, a . v by
     those of the probabilities and v. Below: totals, the size against float32, and OPs = BOPs / 64 + FLOPs.
 
@@ -249,7 +249,7 @@ def _profile(layer, name, calls):
     for weight in weights:
         count, bits = math.prod(weight.shape), _weight_precision(layer, weight)
         parameters[bits] = parameters.get(bits, 0) + count
-        # At inference a batch normalisation is a scale and a shift: the running statistics are part of them.
+        # At inference a batch normalization is a scale and a shift: the running statistics are part of them.
         if not (isinstance(layer, keras.layers.BatchNormalization) and weight.name in ("beta", "gamma")):
             memory += count * bits / 8
             float32_memory += count * 4

@@ -1,6 +1,6 @@
-"""Binarisers and other quantisers, with Larq's names, maths and string aliases, on every Keras backend.
+"""Binarizers and other quantizers, with Larq's names, maths and string aliases, on every Keras backend.
 
-A quantiser is a small serialisable callable with a `precision` in bits. Its value is quantised; its gradient is the
+A quantizer is a small serializable callable with a `precision` in bits. Its value is quantized; its gradient is the
 estimate that its docstring states. `get` turns what users write into one of them.
 """
 
@@ -19,7 +19,7 @@ _ALIASES: dict[str, Callable[[], "Quantizer"]] = {}
 
 
 def _register(*aliases: str) -> Callable[[type], type]:
-    """Makes a quantiser class serialisable and known to `get` by its class name and by `aliases`."""
+    """Makes a quantizer class serializable and known to `get` by its class name and by `aliases`."""
 
     def register(cls):
         for alias in (cls.__name__, *aliases):
@@ -53,7 +53,7 @@ def _with_gradient(value, gradient, *constants):
 
 
 def _sign(x):
-    # The form that the LCE converter recognises; +1 at zero, because a bit has two values.
+    # The form that the LCE converter recognizes; +1 at zero, because a bit has two values.
     return ops.cast(ops.where(x >= 0, 1.0, -1.0), x.dtype)
 
 
@@ -69,7 +69,7 @@ def _clipped(clip_value):
 
 
 class Quantizer:
-    """Base class: a serialisable function of a tensor, element by element unless its docstring says otherwise.
+    """Base class: a serializable function of a tensor, element by element unless its docstring says otherwise.
 
     Attributes:
         precision: Bits of an output value, or `None` where the values are real.
@@ -78,7 +78,7 @@ class Quantizer:
     precision: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns the quantised `x`, of the same shape and dtype."""
+        """Returns the quantized `x`, of the same shape and dtype."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
     def decompose(self, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +95,7 @@ class Quantizer:
 
     @classmethod
     def from_config(cls, config: dict) -> "Quantizer":
-        """Creates the quantiser from `get_config()`."""
+        """Creates the quantizer from `get_config()`."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -129,7 +129,7 @@ class SteSign(Quantizer):
 
 @_register("approx_sign")
 class ApproxSign(Quantizer):
-    """Sign with a triangular gradient, the activation binariser of BinaryViT.
+    """Sign with a triangular gradient, the activation binarizer of BinaryViT.
 
     q(x) = -1 for x < 0, +1 for x >= 0; dq/dx = 2 - 2|x| for |x| <= 1, else 0.
 
@@ -276,13 +276,13 @@ def _unit_magnitude(kernel):
 
 @_register("scaled_sign")
 class ScaledSign(Quantizer):
-    """The kernel binariser of BinaryViT: signs times the mean magnitude of each unit (last axis).
+    """The kernel binarizer of BinaryViT: signs times the mean magnitude of each unit (last axis).
 
     With Wc = W - mean(W) over the inputs of a unit if `centered`, else Wc = W, and a = mean |W| over all axes but the
-    last, detached and of the un-centred kernel:
+    last, detached and of the un-centered kernel:
 
     q(W) = a sign(Wc); the gradient to Wc is the upstream one where |Wc| <= 1, else 0, **not multiplied by a**.
-    A centred kernel's gradient then loses its mean over the inputs.
+    A centered kernel's gradient then loses its mean over the inputs.
 
     Args:
         centered: Subtract each unit's mean first. The authors' code does for dense kernels, not for convolutions.
@@ -371,7 +371,7 @@ class DoReFa(Quantizer):
 
 @_register("no_op", "NoOpQuantizer")
 class NoOp(Quantizer):
-    """Changes nothing: q(x) = x. Marks a variable with a `precision` that optimisers and summaries read.
+    """Changes nothing: q(x) = x. Marks a variable with a `precision` that optimizers and summaries read.
 
     Args:
         precision: Bits to mark it with.
@@ -389,7 +389,7 @@ class NoOp(Quantizer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class ElasticBinarizer(keras.layers.Layer):
-    """The attention binariser of BinaryViT: {0, c} with one learnable c, the clip.
+    """The attention binarizer of BinaryViT: {0, c} with one learnable c, the clip.
 
     a(p) = c where p > c/2, else 0 (a tie gives 0). With q = p / c, the gradient to p is the upstream one for
     0 <= q <= 1, else 0; that to c is the sum of upstream * (round(q) - q) for 0 <= q <= 1, of upstream for q > 1.
@@ -451,21 +451,21 @@ class ElasticBinarizer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class LarqQuantizer(Quantizer):
-    """A quantiser of Larq itself, used as it is. TensorFlow backend only.
+    """A quantizer of Larq itself, used as it is. TensorFlow backend only.
 
     Args:
         quantizer: An object of `larq.quantizers`, or the name of one such as `"approx_sign"`.
 
     Raises:
         RuntimeError: Larq can't be imported, or the backend isn't TensorFlow.
-        ValueError: Larq has no quantiser of that name.
+        ValueError: Larq has no quantizer of that name.
     """
 
     def __init__(self, quantizer: str | dict | Callable[[Tensor], Tensor]):
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
-                f"Larq's quantisers run on TensorFlow only; the Keras backend is {keras.backend.backend()!r}. "
-                "Use the quantiser of the same name from keras_binaryvit.quantizers: it is equal in value and gradient."
+                f"Larq's quantizers run on TensorFlow only; the Keras backend is {keras.backend.backend()!r}. "
+                "Use the quantizer of the same name from keras_binaryvit.quantizers: it is equal in value and gradient."
             )
         self.quantizer: Any = self._from_larq(quantizer) if isinstance(quantizer, str | dict) else quantizer
         self.precision = getattr(self.quantizer, "precision", None)
@@ -484,7 +484,7 @@ class LarqQuantizer(Quantizer):
         try:
             return larq_quantizers.get(identifier)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"Larq has no quantiser {identifier!r}: {error}") from error
+            raise ValueError(f"Larq has no quantizer {identifier!r}: {error}") from error
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.quantizer(x)
@@ -495,11 +495,11 @@ class LarqQuantizer(Quantizer):
 
 
 def get(identifier: QuantizerLike) -> Quantizer | Callable[[Tensor], Tensor] | None:
-    """Returns the quantiser that `identifier` stands for.
+    """Returns the quantizer that `identifier` stands for.
 
     Args:
         identifier: `None` (gives `None`), a name such as `"ste_sign"` or `"SteSign"` (Larq's names), `"larq.NAME"` for
-            Larq's own, an object of this module or of Larq, its serialised form, or any function of a tensor.
+            Larq's own, an object of this module or of Larq, its serialized form, or any function of a tensor.
 
     Raises:
         ValueError: It is none of these.
@@ -509,11 +509,11 @@ def get(identifier: QuantizerLike) -> Quantizer | Callable[[Tensor], Tensor] | N
             return LarqQuantizer(identifier.removeprefix("larq.").removeprefix("quantizers."))
         if identifier not in _ALIASES:
             names = ", ".join(sorted(name for name in _ALIASES if name.islower()))
-            raise ValueError(f"Unknown quantiser {identifier!r}. Known names: {names}")
+            raise ValueError(f"Unknown quantizer {identifier!r}. Known names: {names}")
         try:
             return _ALIASES[identifier]()
         except TypeError as error:
-            raise ValueError(f"The quantiser {identifier!r} needs arguments; pass an object of it: {error}") from error
+            raise ValueError(f"The quantizer {identifier!r} needs arguments; pass an object of it: {error}") from error
     if isinstance(identifier, dict):
         return get(keras.saving.deserialize_keras_object(identifier))
     if identifier is None or isinstance(identifier, Quantizer):
@@ -523,7 +523,7 @@ def get(identifier: QuantizerLike) -> Quantizer | Callable[[Tensor], Tensor] | N
     if callable(identifier):
         return identifier
     raise ValueError(
-        "A quantiser is a name, an object of keras_binaryvit.quantizers or of Larq, or a function of a tensor. "
+        "A quantizer is a name, an object of keras_binaryvit.quantizers or of Larq, or a function of a tensor. "
         f"Received: {identifier!r} (of type {type(identifier).__name__})"
     )
 
@@ -534,5 +534,5 @@ def is_one_bit(quantizer: QuantizerLike) -> bool:
 
 
 def serialize(quantizer: QuantizerLike) -> dict | None:
-    """Returns the serialised form that `get` reads."""
+    """Returns the serialized form that `get` reads."""
     return keras.saving.serialize_keras_object(quantizer)

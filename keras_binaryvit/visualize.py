@@ -32,11 +32,11 @@ def attention_maps(
 ) -> "Figure":
     """Draws where the attention of each block looks, over the image.
 
-    A position's colour is the mean of the attention that it gets, relative to the map's largest.
+    A position's color is the mean of the attention that it gets, relative to the map's largest.
 
     Args:
         model: A model with `BinaryTransformerBlock`s, such as `BinaryViT`; no frozen one.
-        image: `(height, width, channels)`, normalised as the model takes it.
+        image: `(height, width, channels)`, normalized as the model takes it.
         blocks: Which blocks to draw, by number; all by default.
         head: Which head; the mean over all by default.
         query: The pixel `(row, column)` whose attention is drawn. By default the class token's or, in a model without
@@ -95,9 +95,9 @@ def attention_maps(
 
 
 def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
-    """Draws a histogram of the latent weights of each quantised kernel, with the thresholds of its quantiser.
+    """Draws a histogram of the latent weights of each quantized kernel, with the thresholds of its quantizer.
 
-    Of a quantiser that centres the kernel, the mean of each unit is subtracted: what is drawn is what it compares with
+    Of a quantizer that centers the kernel, the mean of each unit is subtracted: what is drawn is what it compares with
     the threshold, and how many weights are near a flip.
 
     Args:
@@ -108,7 +108,7 @@ def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
         A `matplotlib.figure.Figure` with a panel for each kernel.
 
     Raises:
-        ValueError: There is no quantised kernel in it, or it is frozen.
+        ValueError: There is no quantized kernel in it, or it is frozen.
         ImportError: matplotlib is missing.
     """
     layers = [
@@ -139,7 +139,7 @@ def latent_weights(model_or_layer: keras.Layer, bins: int = 101) -> "Figure":
 
 
 def quantizer(quantizer: QuantizerLike, limits: tuple[float, float] | None = None) -> "Figure":
-    """Draws a quantiser's function and its gradient.
+    """Draws a quantizer's function and its gradient.
 
     Args:
         quantizer: Whatever `quantizers.get` takes. One that looks at a whole unit sees the drawn range as a unit.
@@ -149,12 +149,12 @@ def quantizer(quantizer: QuantizerLike, limits: tuple[float, float] | None = Non
         A `matplotlib.figure.Figure` with two panels.
 
     Raises:
-        ValueError: It is no quantiser, or `None`.
+        ValueError: It is no quantizer, or `None`.
         ImportError: matplotlib is missing.
     """
     function = quantizers.get(quantizer)
     if function is None:
-        raise ValueError("There is nothing to draw of None. Pass the name or object of a quantiser.")
+        raise ValueError("There is nothing to draw of None. Pass the name or object of a quantizer.")
     if limits is None:
         limits = (0, 2 * function.initial_clip) if isinstance(function, quantizers.ElasticBinarizer) else (-2, 2)
     x = np.linspace(limits[0], limits[1], 1001, dtype="float32")[:, None]
@@ -260,13 +260,13 @@ def _grid(patches, image_shape):
 
 
 def _picture(image):
-    """Returns a normalised image as one that can be shown: `(height, width, 3)` in 0 ... 1."""
+    """Returns a normalized image as one that can be shown: `(height, width, 3)` in 0 ... 1."""
     image = image if image.shape[-1] == 3 else np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
     return (image - image.min()) / max(image.max() - image.min(), 1e-12)
 
 
 def _thresholds(quantizer, kernel):
-    """Returns the values between which the quantiser's output jumps, as far as they are known."""
+    """Returns the values between which the quantizer's output jumps, as far as they are known."""
     if isinstance(quantizer, quantizers.SteTern):
         twn = quantizer.ternary_weight_networks
         threshold = 0.7 * np.abs(kernel).mean() if twn else quantizer.threshold_value

@@ -1,4 +1,4 @@
-"""What Larq 0.14's optimisers do to the variables below, recorded by a process of its own (see larq_recording.py)."""
+"""What Larq 0.14's optimizers do to the variables below, recorded by a process of its own (see larq_recording.py)."""
 
 import functools
 import os

@@ -190,7 +190,7 @@ def np_pooled(x, side):
 
 
 def np_attention(layer, x):
-    """Returns `(outputs, binarised probabilities)`, one head, query and key after the other."""
+    """Returns `(outputs, binarized probabilities)`, one head, query and key after the other."""
     batch, height, width, channels = x.shape
     r, heads = layer.reduction, layer.num_heads
     depth = channels // heads

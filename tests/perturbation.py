@@ -52,7 +52,7 @@ def unperturbed(function):
 
 def _steps(bits, in_remainder):
     """Returns by how many ulp to move values with these bits; `in_remainder`, as integers, is 1 outside of vectors."""
-    # Neighbours move alike, so that an error of this processor isn't made up for.
+    # Neighbors move alike, so that an error of this processor isn't made up for.
     return ((bits + 8) // 16 + in_remainder) % (2 * _LARGEST + 1) - _LARGEST
 
 

@@ -206,7 +206,7 @@ def test_without_default_the_rest_stays_as_it_is():
     with pytest.warns(UserWarning, match="kernel_0, kernel_2"):
         *_, after = trajectory(optimizer, weights, gradients())
     assert [np.array_equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, True]
-    with pytest.raises(AttributeError, match="no default optimiser"):
+    with pytest.raises(AttributeError, match="no default optimizer"):
         _ = optimizer.learning_rate
 
 

@@ -58,7 +58,7 @@ def test_binaryvit_small_by_hand():
     assert result.parameters[1] == kernels == 21_196_800
     assert result.trainable_parameters == 22_491_771
     assert result.ops == binary / 64 + real
-    # The running statistics of the batch normalisations take the place of gamma and beta: two of four vectors.
+    # The running statistics of the batch normalizations take the place of gamma and beta: two of four vectors.
     assert result.memory == kernels / 8 + 4 * (22_491_771 - kernels)
     assert result.float32_memory == 4 * 22_491_771
     assert not result.uncounted

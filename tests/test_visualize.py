@@ -101,7 +101,7 @@ def test_latent_weights():
     heights, _ = np.histogram(kernel - kernel.mean(axis=0), bins=20)
     assert [bar.get_height() for bar in panel.patches] == heights.tolist()
     assert [line.get_xdata()[0] for line in panel.lines] == [0]
-    convolution = figure.axes[7]  # not centred
+    convolution = figure.axes[7]  # not centered
     heights, _ = np.histogram(numpy(model.get_layer("patch_merging_1").convolution.kernel), bins=20)
     assert [bar.get_height() for bar in convolution.patches] == heights.tolist()
 

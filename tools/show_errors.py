@@ -233,7 +233,7 @@ def runs(folder):
     say("new run in the folder of another", lambda: fit(run, 2))
     say("continued without initial_epoch", lambda: fit(run, 4, restore=True))
     say("continued with another architecture", lambda: restore(student(units=5)))
-    say("continued with another optimiser", lambda: restore(sgd))
+    say("continued with another optimizer", lambda: restore(sgd))
     say("model that isn't compiled", lambda: restore(keras.Sequential([keras.layers.Dense(3)])))
     say("folder that can't be written to", lambda: fit("/proc/run", 1))
     say("full disk, checkpoint", lambda: on_a_full_disk(lambda: fit(run, 3, 2, restore=True)))
@@ -263,7 +263,7 @@ def presets(folder):
 
 
 def optimizers():
-    """Tries optimisers that leave variables to nobody or to two, and schedules that can't be."""
+    """Tries optimizers that leave variables to nobody or to two, and schedules that can't be."""
     case, bop, adam = kb.optimizers.CaseOptimizer, kb.optimizers.Bop, keras.optimizers.Adam
 
     def fit(optimizer):
@@ -271,9 +271,9 @@ def optimizers():
         compile_eagerly(model, optimizer)
         model.fit(digits(), verbose=0)
 
-    say("kernels of two optimisers", lambda: fit(case((bop.is_binary_variable, bop()), (lambda v: True, adam()))))
-    say("variables of no optimiser", lambda: fit(case((bop.is_binary_variable, bop()))))
-    say("optimiser of no variable", lambda: fit(case((lambda v: False, bop()), default_optimizer=adam())))
+    say("kernels of two optimizers", lambda: fit(case((bop.is_binary_variable, bop()), (lambda v: True, adam()))))
+    say("variables of no optimizer", lambda: fit(case((bop.is_binary_variable, bop()))))
+    say("optimizer of no variable", lambda: fit(case((lambda v: False, bop()), default_optimizer=adam())))
     say("warm-up as long as the training", lambda: kb.training.CosineSchedule(0.01, 5, 10, warmup_epochs=5))
 
 
@@ -395,7 +395,7 @@ def conversion(folder):
     say("reduction that doesn't divide", lambda: kb.BinaryViT(**(TINY | {"reductions": (3, 1)})))
     say("image that the patches don't divide", lambda: kb.BinaryViT(**(TINY | {"image_shape": (15, 16, 3)})))
     say("tuples of different length", lambda: kb.BinaryViT(**(TINY | {"depths": (1, 1, 1)})))
-    say("unknown quantiser", lambda: kb.layers.QuantDense(3, input_quantizer="aprox_sign"))
+    say("unknown quantizer", lambda: kb.layers.QuantDense(3, input_quantizer="aprox_sign"))
     say("layer that Larq has", lambda: kb.layers.QuantConv3D)
     hidden = kb.layers.QuantDense(3, kernel_quantizer="ste_sign", name="hidden")
     say("1-bit kernel without a constraint", lambda: hidden.build((1, 4)))

@@ -22,7 +22,7 @@ def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
 def freeze(model: keras.Model, ops: str = "lce", check: bool = True) -> keras.Model:
     """Returns the inference model of `model`: an ordinary Keras model in float32, for calling, saving and converting.
 
-    Every 1-bit kernel becomes +-1 with a factor for each unit. Batch normalisations, shifts and residual scales are
+    Every 1-bit kernel becomes +-1 with a factor for each unit. Batch normalizations, shifts and residual scales are
     computed together in float64 and become part of the constants around them; binary dense layers become 1x1
     convolutions, which the LCE converter knows; the pooling branches of a block become one depthwise convolution.
     Binary products are the same integers as in `model(x, training=False)`; between them values differ by float32's

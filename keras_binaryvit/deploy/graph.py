@@ -1,6 +1,6 @@
 """A model as freezing sees it: nodes that will become inference layers, and per-channel affines on the edges.
 
-An affine (a batch normalisation, a shift, a residual scale) is no node: it waits on the edge that reads the tensor,
+An affine (a batch normalization, a shift, a residual scale) is no node: it waits on the edge that reads the tensor,
 as float64 constants, until `fold` has found the cheapest place for it.
 """
 

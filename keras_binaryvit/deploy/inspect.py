@@ -240,7 +240,7 @@ def _attention(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) 
 
 
 def _pooling(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
-    # After scale, shift and bias each row of the table is a weight, of the centre or of two positions added up.
+    # After scale, shift and bias each row of the table is a weight, of the center or of two positions added up.
     weights = _shape(operator, 1, 2)[0] - 3
     return dataclasses.replace(cost, float_multiply_adds=math.prod(_shape(operator, None, 4)) * weights)
 

@@ -50,7 +50,7 @@ class SizedLayer(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Sign(InferenceLayer):
-    """+1 where x >= 0, else -1; written as the LCE converter recognises it."""
+    """+1 where x >= 0, else -1; written as the LCE converter recognizes it."""
 
     def call(self, inputs: Tensor) -> Tensor:
         return composite.signs(self, inputs) if composite.writes(lce=True) else ops.where(inputs >= 0, 1.0, -1.0)
@@ -58,7 +58,7 @@ class Sign(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Quantize(InferenceLayer):
-    """A quantiser that isn't a sign, applied to activations.
+    """A quantizer that isn't a sign, applied to activations.
 
     Args:
         quantizer: Whatever `quantizers.get` takes.
@@ -325,7 +325,7 @@ class AddInFront(AddConstant):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class PReLU(InferenceLayer):
-    """x where x > 0, else slope * x; written as the LCE converter recognises it."""
+    """x where x > 0, else slope * x; written as the LCE converter recognizes it."""
 
     def build(self, input_shape: Shape) -> None:
         shape = (1,) * max(len(input_shape) - 2, 0) + (input_shape[-1],)

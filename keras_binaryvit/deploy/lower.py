@@ -324,7 +324,7 @@ def _batch_norm(lowering, layer, x):
 
 
 def norm_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what batch normalisation is at inference: a scale and a shift for each channel."""
+    """Returns what batch normalization is at inference: a scale and a shift for each channel."""
     scale = 1 / np.sqrt(as_array(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         scale = scale * as_array(layer.gamma)

@@ -1,5 +1,5 @@
 """lower_runtime: the rules by which attention, feed-forward layers, pooling branches and patch merging become one
-operator each. A layer for which there is none, for its quantisers or its shape, is lowered by the ordinary rules.
+operator each. A layer for which there is none, for its quantizers or its shape, is lowered by the ordinary rules.
 """
 
 import collections
@@ -35,7 +35,7 @@ def _branches(lowering, layer, x):
 
 
 def _block(lowering, layer, x):
-    # The feed-forward layer has the same quantisers.
+    # The feed-forward layer has the same quantizers.
     if not _can_fuse_attention(layer.attention):
         return lower.RULES[type(layer)](lowering, layer, x)
     constants = _attention_constants(layer.attention)
@@ -74,7 +74,7 @@ def _patch_merging(lowering, layer, x):
 
 
 def _can_fuse_attention(layer):
-    # All its projections have the same quantisers.
+    # All its projections have the same quantizers.
     return layer.binary_probabilities and obstacle(layer.query.dense) is None
 
 

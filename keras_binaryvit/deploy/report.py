@@ -88,7 +88,7 @@ def report(
 
 
 def input_shares(model: keras.Model, inputs: list[np.ndarray]) -> dict[str, float]:
-    """Returns the share of +1 among the quantised inputs of each binary layer of `model`, by the layer's path."""
+    """Returns the share of +1 among the quantized inputs of each binary layer of `model`, by the layer's path."""
     candidates = [layer for layer in model._flatten_layers() if isinstance(layer, QuantizedKernel)]
     layers = {layer: layer.input_quantizer for layer in candidates if layer.is_binary}
     values: dict[str, list[float]] = {}
@@ -275,7 +275,7 @@ def _share_cells(origin: str, cost: Cost, shares: dict[str, float]) -> list[str]
 
 
 def _scatter(expected: np.ndarray, actual: np.ndarray) -> str:
-    """Returns an SVG of all logits, those of images with another top-1 class on top and in another colour."""
+    """Returns an SVG of all logits, those of images with another top-1 class on top and in another color."""
     if expected.shape != actual.shape or expected.ndim != 2:
         raise ValueError(f"Both logits must be (images, classes). Received: shapes {expected.shape} and {actual.shape}")
     finite = np.isfinite(expected) & np.isfinite(actual)

@@ -299,7 +299,7 @@ class SelfAttention(ResidualLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class PoolingBranches(ResidualLayer):
-    """A `MultiBranchAveragePooling`: a cross of weights for each channel, symmetric about its centre.
+    """A `MultiBranchAveragePooling`: a cross of weights for each channel, symmetric about its center.
 
     Args:
         vertical: Reach of the cross above and below.
@@ -371,7 +371,7 @@ class PoolingBranches(ResidualLayer):
 
 
 def _weights_inside(weights, side):
-    """Returns for each of `side` positions the sum of the weights of its neighbours that lie inside the map."""
+    """Returns for each of `side` positions the sum of the weights of its neighbors that lie inside the map."""
     inside = np.zeros((side, weights.shape[1]))
     for distance, weight in enumerate(weights, 1):
         if distance < side:

@@ -32,13 +32,13 @@ class BinarySelfAttention(BinaryKernels):
         reduction: Side of the squares of positions that share a key and a value; must divide the map's sides.
         input_quantizer: Of the projections' inputs and of q, k and v: whatever `quantizers.get` takes.
         kernel_quantizer: Of the projections' kernels: whatever `quantizers.get` takes.
-        binary_probabilities: Whether the probabilities p become a; without, and without quantisers, this is a real
+        binary_probabilities: Whether the probabilities p become a; without, and without quantizers, this is a real
             attention of the same shape, to compare with.
         **kwargs: `kernel_initializer`, `kernel_regularizer` and `kernel_constraint`, as in `BinaryKernels`, and the
             arguments of `keras.layers.Layer`.
 
     Shapes: `(batch, height, width, channels)`, and the same comes out; with `return_attention_scores=True` also a, the
-    binarised probabilities, `(batch, heads, height * width, height * width / reduction ** 2)`.
+    binarized probabilities, `(batch, heads, height * width, height * width / reduction ** 2)`.
 
     Raises:
         ValueError: The heads don't divide the channels, or the reduction the map.
@@ -108,7 +108,7 @@ class BinarySelfAttention(BinaryKernels):
         return (outputs, attention) if return_attention_scores else outputs
 
     def context(self, inputs: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Returns what the output projection reads, in the inputs' shape, and the binarised probabilities."""
+        """Returns what the output projection reads, in the inputs' shape, and the binarized probabilities."""
         inputs = with_known_sides(inputs, self._shape)
         _, height, width, channels = inputs.shape
         keys_from = inputs
@@ -136,7 +136,7 @@ class BinarySelfAttention(BinaryKernels):
         return ops.softmax(scores / (query.shape[-1] // self.num_heads) ** 0.5, axis=-1)
 
     def _heads(self, x):
-        """Returns the binarised map `x` as `(batch, heads, positions, head_dim)`, in float32: sums of it are exact."""
+        """Returns the binarized map `x` as `(batch, heads, positions, head_dim)`, in float32: sums of it are exact."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         _, height, width, channels = x.shape

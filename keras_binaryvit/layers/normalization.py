@@ -1,4 +1,4 @@
-"""BatchNorm: batch normalisation with PyTorch's running variance."""
+"""BatchNorm: batch normalization with PyTorch's running variance."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from keras_binaryvit.typing import Tensor
 class BatchNorm(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` with the authors' constants and PyTorch's running variance.
 
-    The running variance follows the unbiased variance of a batch, n / (n - 1) times the biased one that normalises it;
+    The running variance follows the unbiased variance of a batch, n / (n - 1) times the biased one that normalizes it;
     Keras' own layer follows the biased one. The inference model sees the difference where a batch has few positions.
 
     On several devices the statistics are those of the global batch, as in the paper's recipe, whatever distributes it:
@@ -32,7 +32,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
         if self.axis != -1 or not (self.center and self.scale) or self.renorm or self.synchronized:
             raise ValueError(
-                "BatchNorm normalises the last axis, with centre and scale, without renorm; synchronized keeps its "
+                "BatchNorm normalizes the last axis, with center and scale, without renorm; synchronized keeps its "
                 "default, as the statistics are those of the global batch anyway. "
                 f"Received: axis={self.axis}, center={self.center}, scale={self.scale}, renorm={self.renorm}, "
                 f"synchronized={self.synchronized}"

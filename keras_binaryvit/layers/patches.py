@@ -33,12 +33,12 @@ def _add_position_embedding(layer, output_shape):
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
 class PatchEmbedding(keras.layers.Layer):
-    """A real-valued convolution over patches with bias, batch normalisation, and a learned position embedding.
+    """A real-valued convolution over patches with bias, batch normalization, and a learned position embedding.
 
     Args:
         embed_dim: Channels of the output.
         patch_size: Side of a patch; must divide the image's sides.
-        norm: Whether there is a batch normalisation.
+        norm: Whether there is a batch normalization.
         class_token: Whether a learned token stands before the patches. What comes out is then one column of positions:
             nothing can be a map with a token in it.
         kernel_initializer: Of the convolution; `None` for U(+-1 / sqrt(fan_in)), as the authors'.

@@ -1,4 +1,4 @@
-"""Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarisation."""
+"""Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarization."""
 
 from keras_binaryvit.training.checkpoints import CheckpointError, Checkpoints
 from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN

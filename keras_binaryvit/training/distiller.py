@@ -40,7 +40,7 @@ class Distiller(keras.Model):
     ```
 
     `fit` ends with an error when the loss is NaN (`RaiseOnNaN`). The weights in `save_weights` are the student's and
-    the optimiser's.
+    the optimizer's.
 
     Args:
         student: The model to train; it has weights already, and gives logits.
@@ -221,5 +221,5 @@ class RaiseOnNaN(keras.callbacks.Callback):
             raise FloatingPointError(
                 f"The loss is {float(loss)} in epoch {self._epoch + 1}, at step {batch + 1}. Training stops here; what "
                 "was saved before is as it was. Look for values that aren't finite in the images and the teacher's "
-                "logits, then try a lower learning rate or an optimiser with global_clipnorm."
+                "logits, then try a lower learning rate or an optimizer with global_clipnorm."
             )

@@ -93,7 +93,7 @@ def _on_jax(devices, addresses):
             keras.distribution.initialize(**addresses)
         elif any(value is not None for value in addresses.values()):
             raise ValueError(
-                f"jax.distributed is initialised already: it has {jax.process_count()} processes, this one is number "
+                f"jax.distributed is initialized already: it has {jax.process_count()} processes, this one is number "
                 f"{jax.process_index()}. Leave out job_addresses, num_processes and process_id. Received: {addresses}"
             )
     hosts = jax.process_count()

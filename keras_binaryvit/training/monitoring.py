@@ -27,18 +27,18 @@ class LearningRateMonitor(keras.callbacks.Callback):
 
 
 class FlipMonitor(keras.callbacks.Callback):
-    """Logs the share of signs in binarised kernels that changed from the beginning of an epoch to its end.
+    """Logs the share of signs in binarized kernels that changed from the beginning of an epoch to its end.
 
     A latent weight trains its network only when its sign flips: many flips are noise, and no flips the end of learning.
-    `flip_ratio` counts all binarised kernels, `flip_ratio/NAME` one, with the layer's path in the model as NAME and `.`
+    `flip_ratio` counts all binarized kernels, `flip_ratio/NAME` one, with the layer's path in the model as NAME and `.`
     for `/`: `flip_ratio/block_0.attention.query.dense`. The signs are those that the layer multiplies by, those of a
-    centred kernel after its mean was subtracted. A model with an attribute `student` is watched in this student.
+    centered kernel after its mean was subtracted. A model with an attribute `student` is watched in this student.
 
     Warns once when flips die out: when fewer than one sign in 100,000 changed in an epoch at whose end the learning
     rate is still above 1 % of the largest so far.
 
     Raises:
-        ValueError: When training begins: the model has no layer with a binarised kernel.
+        ValueError: When training begins: the model has no layer with a binarized kernel.
     """
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -49,7 +49,7 @@ class FlipMonitor(keras.callbacks.Callback):
         }
         if not self._layers:
             raise ValueError(
-                f"FlipMonitor found no layer with a binarised kernel in {self.model.name!r}: leave it out."
+                f"FlipMonitor found no layer with a binarized kernel in {self.model.name!r}: leave it out."
             )
         self._largest_learning_rate = 0.0
         self._warned = False
@@ -70,9 +70,9 @@ class FlipMonitor(keras.callbacks.Callback):
         if total < _DEAD_FLIP_RATIO and learns and not self._warned:
             self._warned = True
             warnings.warn(
-                f"The signs of the binarised kernels stopped changing: {sum(flips.values())} of "
+                f"The signs of the binarized kernels stopped changing: {sum(flips.values())} of "
                 f"{sum(signs.size for signs in after.values())} flipped in epoch {epoch + 1}, at a learning rate of "
-                f"{learning_rate:.3g}. The latent weights may have grown beyond the quantiser's gradient, where "
+                f"{learning_rate:.3g}. The latent weights may have grown beyond the quantizer's gradient, where "
                 "kernel_constraint='weight_clip' helps, or the learning rate is too small for them.",
                 stacklevel=2,
             )
@@ -82,7 +82,7 @@ class FlipMonitor(keras.callbacks.Callback):
 
 
 class AttentionMonitor(keras.callbacks.Callback):
-    """Logs what the binarised attention does on a few images: the share of its bits that are set, and its clip.
+    """Logs what the binarized attention does on a few images: the share of its bits that are set, and its clip.
 
     `attention_bits/NAME` is the share of probabilities above half the clip, `attention_clip/NAME` the clip itself, one
     pair a `BinarySelfAttention`, with the layer's path in the model as NAME and `.` for `/`:
@@ -96,7 +96,7 @@ class AttentionMonitor(keras.callbacks.Callback):
             images do.
 
     Raises:
-        ValueError: When training begins: the model has no `BinarySelfAttention` with binarised probabilities.
+        ValueError: When training begins: the model has no `BinarySelfAttention` with binarized probabilities.
     """
 
     def __init__(self, images: Tensor):
@@ -111,7 +111,7 @@ class AttentionMonitor(keras.callbacks.Callback):
         }
         if not self._layers:
             raise ValueError(
-                f"AttentionMonitor found no BinarySelfAttention with binarised probabilities in {self.model.name!r}: "
+                f"AttentionMonitor found no BinarySelfAttention with binarized probabilities in {self.model.name!r}: "
                 "leave it out."
             )
         self._warned: set[str] = set()

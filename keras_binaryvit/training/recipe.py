@@ -41,7 +41,7 @@ class CosineSchedule(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         initial: The highest learning rate, such as `scaled_learning_rate(batch_size)`.
         epochs: N, the epochs of the whole training.
-        steps_per_epoch: Steps of the optimiser in an epoch, `len(dataset)`.
+        steps_per_epoch: Steps of the optimizer in an epoch, `len(dataset)`.
         final: The learning rate at the end.
         warmup_epochs: W; the paper has none.
         per: `"epoch"`, the paper's, or `"step"`.

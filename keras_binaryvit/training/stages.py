@@ -24,7 +24,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
         model: A `BinaryViT`, or any other model of our layers that `get_config` describes.
 
     Raises:
-        ValueError: No layer of the model has a kernel quantiser, or the model is frozen.
+        ValueError: No layer of the model has a kernel quantizer, or the model is frozen.
 
     Source: Liu et al. (ReActNet), arXiv 2003.03488, section 5.1; Martinez et al., arXiv 2003.11535, section 4.1.
     """
@@ -40,7 +40,7 @@ def with_real_kernels(model: keras.Model) -> keras.Model:
 
 
 def _without_kernel_quantizers(config):
-    """Returns `config` with None for all kernel quantisers, at any depth: layers stand in their model's."""
+    """Returns `config` with None for all kernel quantizers, at any depth: layers stand in their model's."""
     if isinstance(config, dict):
         removed = ("kernel_quantizer", "conv_kernel_quantizer", "depthwise_quantizer")
         return {key: None if key in removed else _without_kernel_quantizers(value) for key, value in config.items()}

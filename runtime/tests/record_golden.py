@@ -24,17 +24,17 @@ def residual_network():
     layers = tf_keras.layers
     tf_keras.utils.set_random_seed(0)
 
-    def normalise(x):
+    def normalize(x):
         normal = tf_keras.initializers.RandomNormal
         return layers.BatchNormalization(gamma_initializer=normal(0.5, 1), beta_initializer=normal(0, 1))(x)
 
     def convolve(x, filters, **settings):
         quantizers = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign", "use_bias": False}
         settings = {"padding": "same", "pad_values": 1.0} | quantizers | settings
-        return normalise(larq.layers.QuantConv2D(filters, 3, **settings)(x))
+        return normalize(larq.layers.QuantConv2D(filters, 3, **settings)(x))
 
     inputs = tf_keras.Input((32, 32, 3))
-    x = normalise(layers.Conv2D(32, 3, strides=2, padding="same")(inputs))
+    x = normalize(layers.Conv2D(32, 3, strides=2, padding="same")(inputs))
     x = layers.Add()([x, convolve(x, 32)])
     x = layers.Add()([x, convolve(x, 32, pad_values=0.0)])
     x = convolve(convolve(x, 64, activation="relu"), 64)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Tests the library with sanitisers, and fuzzes it with single nodes ("operator") and with graphs:
 #
-#   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behaviour sanitisers of GCC
+#   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behavior sanitisers of GCC
 #   tests/sanitize.sh thread                          the corpora of the fuzz targets, with the thread sanitiser
 #   tests/sanitize.sh fuzz [seconds [target...]]      new inputs for the fuzz targets (default: 600 seconds each), with clang
 #

@@ -21,7 +21,7 @@ PAIRS = {
     "probabilities": (0, 0.37),
     "below zero": (-0.3, 0),
     "two values": (-1.7, 0.45),
-    "neighbours": (1, np.nextafter(np.float32(1), np.float32(2))),
+    "neighbors": (1, np.nextafter(np.float32(1), np.float32(2))),
     "zeros": (0, 0),
     "one value": (2.5, 2.5),
 }
@@ -154,14 +154,14 @@ def constant_weights():
     return tensors, operators, values
 
 
-def dequantised_weights():
+def dequantized_weights():
     tensors, operators, values = constant_weights()
     tensors["half"] = Tensor((6, 49), "float16", tensors["w"].data.astype(np.float16))
     tensors["w"].data = None
     return tensors, [Operator("DEQUANTIZE", ["half"], ["w"], schema.DequantizeOptionsT()), *operators], values
 
 
-@pytest.mark.parametrize("make", [constant_weights, dequantised_weights])
+@pytest.mark.parametrize("make", [constant_weights, dequantized_weights])
 def test_what_litert_does_better_is_left_to_it(make):
     tensors, operators, values = make()
     (stock,), (actual,), names = run_both(tensors, operators, values, ["y"])

@@ -142,8 +142,8 @@ def pooling(seed, shape, vertical, horizontal, residual):
     scale, shift, bias, center = table[:4]
     below, beside = table[4 : 4 + vertical], table[4 + vertical :]
 
-    def neighbours(distance, axis):
-        """Returns the sums of both neighbours, and how many are inside."""
+    def neighbors(distance, axis):
+        """Returns the sums of both neighbors, and how many are inside."""
         size = x.shape[axis]
         total, inside = np.zeros_like(x), np.zeros(size)
         source, target = [slice(None)] * 4, [slice(None)] * 4
@@ -158,11 +158,11 @@ def pooling(seed, shape, vertical, horizontal, residual):
     rows = np.broadcast_to(center.astype(np.float64), (height, channels))
     columns = np.zeros((width, channels))
     for d, weight in enumerate(below, 1):
-        total, inside = neighbours(d, 1)
+        total, inside = neighbors(d, 1)
         expected = expected + total * (weight * scale)
         rows = rows + inside[:, None] * weight
     for d, weight in enumerate(beside, 1):
-        total, inside = neighbours(d, 2)
+        total, inside = neighbors(d, 2)
         expected = expected + total * (weight * scale)
         columns = columns + inside[:, None] * weight
     edge = (rows * shift + bias).astype(F)[:, None] + (columns * shift).astype(F)

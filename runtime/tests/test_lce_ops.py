@@ -100,7 +100,7 @@ def test_convolutions_equal_lce_bit_for_bit(case, kernels):
 
 @settings(max_examples=50)
 @given(case=convolutions())
-def test_zeros_around_the_map_equal_lce_optimised_kernel(case):
+def test_zeros_around_the_map_equal_lce_optimized_kernel(case):
     """It adds a correction after the bias, so its rounding differs; it takes any number of channels."""
     case |= {"padding": SAME, "pad_value": 0, "activation": NONE, "output": "float32"}
     flatbuffer, x = bconv2d(case)

@@ -189,7 +189,7 @@ def test_shapes_that_no_longer_fit_are_refused():
 @pytest.mark.parametrize("channels", [64, 50])
 @pytest.mark.parametrize("shifted_elsewhere", [False, True])
 def test_signs_of_a_chain(channels, shifted_elsewhere, kernels):
-    """Their quantisers join the chain; those of other values stay operators of their own."""
+    """Their quantizers join the chain; those of other values stay operators of their own."""
     chain = Chain(0, (2, 6, 5, channels))
     first = chain.last
     chain.prelu()
@@ -197,9 +197,9 @@ def test_signs_of_a_chain(channels, shifted_elsewhere, kernels):
     stock, _, _ = chain.run()
     words = -(-channels // 32)
     tensors = {**chain.tensors, "bits": Tensor((2, 6, 5, words), "int32"), "other": Tensor((2, 6, 5, words), "int32")}
-    quantisers = [Operator("LceQuantize", [chain.last], ["bits"]), Operator("LceQuantize", [first], ["other"])]
+    quantizers = [Operator("LceQuantize", [chain.last], ["bits"]), Operator("LceQuantize", [first], ["other"])]
     outputs = ["bits", "other", *([chain.last] if shifted_elsewhere else [])]
-    flatbuffer = graph(tensors, [*chain.operators, *quantisers], [first], outputs)
+    flatbuffer = graph(tensors, [*chain.operators, *quantizers], [first], outputs)
     delegate = load_delegate(profile=True)
     interpreter = Interpreter(model_content=flatbuffer, experimental_delegates=[delegate])
     interpreter.allocate_tensors()

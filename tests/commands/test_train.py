@@ -29,7 +29,7 @@ CLASSES = 3
 
 
 def jpeg(label, size, seed):
-    """An image whose colour tells its class."""
+    """An image whose color tells its class."""
     noise = np.random.default_rng(seed).integers(0, 100, (*size, 3))
     noise[..., label] += 150
     file = io.BytesIO()

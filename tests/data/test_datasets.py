@@ -83,7 +83,7 @@ def data_dir(tmp_path_factory):
     grayscale = [{"image": smooth_image(8, 12, i, 1), "label": i % 3} for i in range(4)]
     write(folder, "grayscale", {"image": tfds.features.Image(shape=(8, 12, 1)), "label": label}, grayscale)
     write(folder, "cifar10", {"image": image, "label": label}, [{"image": fixed[0]["image"], "label": 0}] * 4)
-    write(folder, "unlabelled", {"image": image}, [{"image": smooth_image(16, 16, 0)}])
+    write(folder, "unlabeled", {"image": image}, [{"image": smooth_image(16, 16, 0)}])
     return folder
 
 
@@ -472,7 +472,7 @@ def test_random_resized_crops_are_parts_of_the_image(data_dir, name):
         height, width = image.shape[:2]
         flip = crop[8, 0, 1] > crop[8, 15, 1]
         crop = crop[:, ::-1] if flip else crop
-        # Where in the image the crop's pixels come from, read off the colours; away from the border, which repeats.
+        # Where in the image the crop's pixels come from, read off the colors; away from the border, which repeats.
         rows = crop[..., 0].mean(axis=1) * (height - 1) / 255
         columns = crop[..., 1].mean(axis=0) * (width - 1) / 255
         step_y, step_x = (rows[12] - rows[4]) / 8, (columns[12] - columns[4]) / 8
@@ -668,8 +668,8 @@ def test_missing_files(data_dir, tmp_path):
 
 
 def test_features_for_classification_are_needed(data_dir):
-    with pytest.raises(ValueError, match="'unlabelled' needs.*'label'"):
-        data.info("unlabelled", data_dir)
+    with pytest.raises(ValueError, match="'unlabeled' needs.*'label'"):
+        data.info("unlabeled", data_dir)
 
 
 @pytest.mark.parametrize(

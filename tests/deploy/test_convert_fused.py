@@ -67,7 +67,7 @@ def options(operator):
 
 
 def batch_norm(layer):
-    """Returns the factor and the addend of a batch normalisation."""
+    """Returns the factor and the addend of a batch normalization."""
     scale = float64(layer.gamma) / np.sqrt(float64(layer.moving_variance) + layer.epsilon)
     return scale, float64(layer.beta) - float64(layer.moving_mean) * scale
 
@@ -227,7 +227,7 @@ def test_costs(model, flatbuffer):
     ]
     ones = sum(np.sum(numpy(layer.quantized_kernel()[0]) > 0) for layer in quantized)
     assert inspection.total.kernel_plus_ones == ones
-    # Of a window of 5 in both directions: the centre, and two distances each way.
+    # Of a window of 5 in both directions: the center, and two distances each way.
     assert inspection.by_name()["BinaryVitPooling"].float_multiply_adds == (8 * 8 * 16 + 4 * 4 * 32) * 5
     kernels = sum(
         4 * tensor.size

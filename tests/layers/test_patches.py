@@ -82,7 +82,7 @@ def test_binary_merging(channels, embed_dim):
     randomize(layer)
     y = np_norm(layer.input_norm, x)
     kernel = float64(layer.convolution.kernel)
-    kernel = np.abs(kernel).mean(axis=(0, 1, 2)) * np_sign(kernel)  # a convolution's kernel is not centred
+    kernel = np.abs(kernel).mean(axis=(0, 1, 2)) * np_sign(kernel)  # a convolution's kernel is not centered
     product = np.einsum("bhwpqc,pqcd->bhwd", np_patches(np_sign(y + float64(layer.shift.shift)), 2), kernel)
     merged = np_norm(layer.norm, product) + np_shortcut(np_pooled(y, 2), embed_dim)
     assert_close(numpy(layer(x)), np_rprelu(layer.activation, merged) + float64(layer.position_embedding))

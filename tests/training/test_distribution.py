@@ -17,9 +17,9 @@ pytest.importorskip("sklearn")
 tf = pytest.importorskip("tensorflow")
 
 WORKER = Path(__file__).with_name("scaling_worker.py")
-# Sums in another order differ in their last bits, about 1e-7 of the sum. A binariser doesn't pass that on, unless its
+# Sums in another order differ in their last bits, about 1e-7 of the sum. A binarizer doesn't pass that on, unless its
 # input is so close to the threshold that a bit flips; then the loss moves by 1e-4 or more and the weights after it by
-# 1e-3. Among the few thousand binarised values of five small steps none is that close. So this tells rounding, which
+# 1e-3. Among the few thousand binarized values of five small steps none is that close. So this tells rounding, which
 # is allowed, from statistics of half a batch, gradients without a factor, or lost examples, which change 1e-2.
 TOLERANCE = 1e-5
 

@@ -67,7 +67,7 @@ def test_flip_ratios():
     np.testing.assert_allclose(history["flip_ratio"], [1 / 45, 2 / 45])
 
 
-def test_signs_of_a_centred_kernel():
+def test_signs_of_a_centered_kernel():
     rng = np.random.default_rng(1)
     before, after = rng.normal(size=(2, 6, 5)) + 3  # their means decide: all are positive
     model = build(keras.optimizers.SGD(0.0))
@@ -162,7 +162,7 @@ def test_callbacks_after_it_see_the_logs(tmp_path):
     assert {"flip_ratio", "flip_ratio/first", "flip_ratio/second"} <= set(row)
 
 
-@pytest.mark.parametrize("monitor, what", [(FlipMonitor(), "binarised kernel"), (AttentionMonitor(0), "BinarySelfAtt")])
+@pytest.mark.parametrize("monitor, what", [(FlipMonitor(), "binarized kernel"), (AttentionMonitor(0), "BinarySelfAtt")])
 def test_nothing_to_watch(monitor, what):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse", jit_compile=False)

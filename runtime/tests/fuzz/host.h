@@ -74,7 +74,7 @@ class Host {
 
   // Adds a tensor, and returns its index:
   //
-  //   u8 type, u8 rank, i32 for each dimension, u8 quantised, and then f32 scale and i32 zero point
+  //   u8 type, u8 rank, i32 for each dimension, u8 quantized, and then f32 scale and i32 zero point
   //   i16 bytes more than the shape needs, u8 distance of the data from an aligned address, u8 content (of so many kinds)
   int AddTensor(Bytes& bytes, bool is_constant, size_t contents);
 
