@@ -151,10 +151,10 @@ inline BINARYVIT_INLINE void ExpandTile(const Hidden& hidden, const uint32_t* we
   });
 }
 
-// A tile of channels for `count` times as many rows as a tile has.
+// A tile of channels for `count` times as many rows as a tile has; `to` moves along.
 template <typename Isa, int rows, int constant_words, bool small_slopes>
 __attribute__((noinline)) void ExpandTileRows(const Hidden& hidden, const uint32_t* weights, const float* table,
-                                              ExpandedRows to, size_t count) {
+                                              ExpandedRows& to, size_t count) {
   for (; count > 0; --count) {
     ExpandTile<Isa, rows, constant_words, small_slopes>(hidden, weights, table, to);
     to.activations += rows * to.stride;
@@ -174,8 +174,9 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
   const size_t whole = rows.count / height;
 
   constexpr bool interleaves = Tile::kInterleaves && constant_words > 0;
-  alignas(kAlignment) uint32_t interleaved[interleaves ? kMostInterleavedWords : 1];
-  const Rows whole_rows = {interleaves ? interleaved : rows.data, interleaves ? hidden.words : rows.stride, whole};
+  alignas(kAlignment) uint32_t interleaved[interleaves ? kInterleavedSize<Isa> : 1];
+  const size_t stride = interleaves ? hidden.words * Isa::Simd::kLanes : rows.stride;
+  const Rows whole_rows = {interleaves ? interleaved : rows.data, stride, whole};
   if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
 
   const size_t tile_bits = Tile::kPushesSigns ? hidden.expansion : hidden.expansion * Tile::kHiddenUnits;
@@ -195,13 +196,15 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
                           bits_stride,
                           bits_before};
     };
-    ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, rows_from(0, whole_rows), whole);
+    ExpandedRows to = rows_from(0, whole_rows);
+    ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, to, whole);
     // Tiles of fewer rows are few: code for them needn't be there for each number of words.
     if constexpr (height > 1) {
       const size_t first = whole * height;
       const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};
       ForRowTiles<(height + 1) / 2>(rest.count, [&](size_t row, auto less) {
-        ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, rows_from(first + row, rows), 1);
+        ExpandedRows rest_to = rows_from(first + row, rows);
+        ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, rest_to, 1);
       });
     }
     weights += hidden.expansion * block_size, table += 4 * hidden.expansion * Tile::kHiddenUnits;

@@ -241,22 +241,28 @@ struct ContextOutput {
 // that of KernelSet; SumExponentials gives the least of the counts, and the sum of the Probabilities' exponentials for
 // each count less the least, where that is in the table, else of the last one.
 
-// Interleaved are, of every kRows rows, two words of each row, then the next two words of each row. A few rows at a time.
-constexpr size_t kMostInterleavedWords = 2048;
+// Interleaved are, of every kRows rows, the first word of each row, then the second word of each row and so on; each word
+// fills a vector, since loads that do this take more time on ARM. A few rows at a time.
+constexpr size_t kMostInterleavedWords = 1024;
 template <typename Isa>
 bool CanInterleave(const Rows& rows, size_t words) {
   return words % 2 == 0 && rows.count * words <= kMostInterleavedWords;
 }
 
 template <typename Isa>
+constexpr size_t kInterleavedSize = Isa::Tile::kInterleaves ? kMostInterleavedWords * Isa::Simd::kLanes : 1;
+
+template <typename Isa>
 void Interleave(const Rows& rows, size_t words, uint32_t* output) {
-  constexpr size_t height = Isa::Tile::kRows;
+  using Simd = typename Isa::Simd;
+  constexpr int height = Isa::Tile::kRows;
   for (size_t row = 0; row + height <= rows.count; row += height) {
     const uint32_t* from = rows.data + row * rows.stride;
-    for (size_t word = 0; word < words; word += 2, from += 2) {
-      for (size_t r = 0; r < height; ++r, output += 2) {
-        std::memcpy(output, from + r * rows.stride, 2 * sizeof(uint32_t));
-      }
+    for (size_t word = 0; word < words; ++word, ++from) {
+      Unroll<height>([&](int r) BINARYVIT_INLINE {
+        Simd::Store(reinterpret_cast<int32_t*>(output), Simd::Set(static_cast<int32_t>(from[r * rows.stride])));
+        output += Simd::kLanes;
+      });
     }
   }
 }
@@ -321,7 +327,7 @@ void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_
   const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
   size_t done = 0;
   if constexpr (Isa::Tile::kInterleaves) {
-    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words) {
+    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words * Isa::Simd::kLanes) {
       StoreTile<Isa, most, blocks, constant_words, true>(interleaved, rows.stride, weights, words, output, done, unit);
     }
   }
@@ -358,7 +364,7 @@ template <typename Isa, int constant_words, typename Output>
 void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& output) {
   using Tile = typename Isa::Tile;
   constexpr int blocks = constant_words > 0 ? 1 : Tile::kBlocks;
-  alignas(kAlignment) uint32_t interleaved[Tile::kInterleaves ? kMostInterleavedWords : 1];
+  alignas(kAlignment) uint32_t interleaved[kInterleavedSize<Isa>];
   const bool interleaves = Tile::kInterleaves && CanInterleave<Isa>(rows, weights.words);
   if (interleaves) Interleave<Isa>(rows, weights.words, interleaved);
   const uint32_t* copy = interleaves ? interleaved : nullptr;

@@ -62,10 +62,13 @@ struct ArmTile {
     typename Sum::Part parts[rows][vectors];
     constexpr size_t units = vectors * kLanes;
     if constexpr (interleaved) {
-      if (constant_words > 0) words = constant_words;
+      if (constant_words > 0) {
+        words = constant_words;
+        asm volatile("" : "+r"(activations));  // or the compiler would keep all in registers that there aren't
+      }
       AddInterleaved<vectors, true>(activations, weights, parts);
       for (size_t pair = 1; pair < words / 2; ++pair) {
-        activations += 2 * rows, weights += 2 * units;
+        activations += 2 * rows * kLanes, weights += 2 * units;
         AddInterleaved<vectors, false>(activations, weights, parts);
       }
     } else if (words == 1) {
@@ -100,20 +103,19 @@ struct ArmTile {
     }
   }
 
-  // Two words of each of four rows, the rows' words side by side: a load spreads those of two rows over vectors.
+  // Two words of each of four rows.
   template <int vectors, bool first>
   static inline BINARYVIT_INLINE void AddInterleaved(const uint32_t* activations, const uint32_t* weights,
-                                                     typename Sum::Part (&parts)[4][vectors]) {
+                                                     typename Sum::Part (&parts)[kRows][vectors]) {
     uint32x4_t weight[2][vectors];
     Unroll<2>([&](int w) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[w][v] = vld1q_u32(weights + (w * vectors + v) * kLanes); });
     });
-    Unroll<2>([&](int half) BINARYVIT_INLINE {
-      const uint32x4x4_t bits = vld4q_dup_u32(activations + 4 * half);
-      Unroll<4>([&](int i) BINARYVIT_INLINE {
-        const int r = 2 * half + i / 2, w = i % 2;
+    Unroll<kRows>([&](int r) BINARYVIT_INLINE {
+      Unroll<2>([&](int w) BINARYVIT_INLINE {
+        const uint32x4_t bits = vld1q_u32(activations + (w * kRows + r) * kLanes);
         Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-          const uint8x16_t count = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits.val[i], weight[w][v])));
+          const uint8x16_t count = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(bits, weight[w][v])));
           parts[r][v] = first && w == 0 ? Sum::First(count) : Sum::Add(parts[r][v], count);
         });
       });
