@@ -60,7 +60,7 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
   using Float = typename Simd::Float;
   const auto unit = [&]() BINARYVIT_INLINE {
     typename Simd::Int counts[rows][vectors];
-    constexpr bool interleaved = Tile::kInterleaves && constant_words > 0;
+    constexpr bool interleaved = Tile::kInterleavedSize > 0 && constant_words > 0;
     Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, hidden.words, counts);
     // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
     Float constants[4][vectors];
@@ -173,9 +173,9 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
   const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
   const size_t whole = rows.count / height;
 
-  constexpr bool interleaves = Tile::kInterleaves && constant_words > 0;
-  alignas(kAlignment) uint32_t interleaved[interleaves ? kInterleavedSize<Isa> : 1];
-  const size_t stride = interleaves ? hidden.words * Isa::Simd::kLanes : rows.stride;
+  constexpr bool interleaves = Tile::kInterleavedSize > 0 && constant_words > 0;
+  alignas(kAlignment) uint32_t interleaved[kMostInterleavedWords * Tile::kInterleavedSize + 1];
+  const size_t stride = interleaves ? hidden.words * Tile::kInterleavedSize : rows.stride;
   const Rows whole_rows = {interleaves ? interleaved : rows.data, stride, whole};
   if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
 

@@ -235,14 +235,14 @@ struct ContextOutput {
 //                     Simd::Int (&counts)[rows][vectors]);
 //
 // for kRows and all smaller powers of two, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
-// where `constant_words` isn't 0, it is the number of words. In sets with kInterleaves, kRows rows may have come through
-// Interleave. StoreBytes(to, counts) writes the counts of a tile's row as bytes. StoreMasks(masks, bits, i) sets
+// where `constant_words` isn't 0, it is the number of words. Where kInterleavedSize isn't 0, kRows rows may have come
+// through Interleave, which StoreInterleaved(to, word) does for a word. StoreBytes(to, counts) writes the counts of a tile's row as bytes. StoreMasks(masks, bits, i) sets
 // the bits from i on, of the values of a tile's row, of hidden units or of a word, one after the other. PackBytesBelow is
 // that of KernelSet; SumExponentials gives the least of the counts, and the sum of the Probabilities' exponentials for
 // each count less the least, where that is in the table, else of the last one.
 
-// Interleaved are, of every kRows rows, the first word of each row, then the second word of each row and so on; each word
-// fills a vector, since loads that do this take more time on ARM. A few rows at a time.
+// Interleaved are, of every kRows rows, the first word of each row, then the second word of each row and so on, each as
+// kInterleavedSize words that the tile's loop needs. A few rows at a time.
 constexpr size_t kMostInterleavedWords = 1024;
 template <typename Isa>
 bool CanInterleave(const Rows& rows, size_t words) {
@@ -250,18 +250,14 @@ bool CanInterleave(const Rows& rows, size_t words) {
 }
 
 template <typename Isa>
-constexpr size_t kInterleavedSize = Isa::Tile::kInterleaves ? kMostInterleavedWords * Isa::Simd::kLanes : 1;
-
-template <typename Isa>
 void Interleave(const Rows& rows, size_t words, uint32_t* output) {
-  using Simd = typename Isa::Simd;
   constexpr int height = Isa::Tile::kRows;
   for (size_t row = 0; row + height <= rows.count; row += height) {
     const uint32_t* from = rows.data + row * rows.stride;
     for (size_t word = 0; word < words; ++word, ++from) {
       Unroll<height>([&](int r) BINARYVIT_INLINE {
-        Simd::Store(reinterpret_cast<int32_t*>(output), Simd::Set(static_cast<int32_t>(from[r * rows.stride])));
-        output += Simd::kLanes;
+        Isa::Tile::StoreInterleaved(output, from[r * rows.stride]);
+        output += Isa::Tile::kInterleavedSize;
       });
     }
   }
@@ -326,8 +322,8 @@ void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_
   constexpr int most = Isa::Tile::kRows;
   const bool fits = padded || unit + blocks * Isa::Tile::kUnits <= units;
   size_t done = 0;
-  if constexpr (Isa::Tile::kInterleaves) {
-    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words * Isa::Simd::kLanes) {
+  if constexpr (Isa::Tile::kInterleavedSize > 0) {
+    for (; fits && interleaved && done + most <= rows.count; done += most, interleaved += most * words * Isa::Tile::kInterleavedSize) {
       StoreTile<Isa, most, blocks, constant_words, true>(interleaved, rows.stride, weights, words, output, done, unit);
     }
   }
@@ -364,10 +360,14 @@ template <typename Isa, int constant_words, typename Output>
 void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& output) {
   using Tile = typename Isa::Tile;
   constexpr int blocks = constant_words > 0 ? 1 : Tile::kBlocks;
-  alignas(kAlignment) uint32_t interleaved[kInterleavedSize<Isa>];
-  const bool interleaves = Tile::kInterleaves && CanInterleave<Isa>(rows, weights.words);
-  if (interleaves) Interleave<Isa>(rows, weights.words, interleaved);
-  const uint32_t* copy = interleaves ? interleaved : nullptr;
+  alignas(kAlignment) uint32_t interleaved[kMostInterleavedWords * Tile::kInterleavedSize + 1];
+  const uint32_t* copy = nullptr;
+  if constexpr (Tile::kInterleavedSize > 0) {
+    if (CanInterleave<Isa>(rows, weights.words)) {
+      Interleave<Isa>(rows, weights.words, interleaved);
+      copy = interleaved;
+    }
+  }
 
   const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
   const uint32_t* data = weights.data;

@@ -50,7 +50,10 @@ template <typename Sum>
 struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1;
-  static constexpr bool kInterleaves = true, kPushesSigns = true, kUnrollsWords = false;
+  static constexpr size_t kInterleavedSize = kLanes;  // loads that fill a vector take time of the arithmetic
+  static constexpr bool kPushesSigns = true, kUnrollsWords = false;
+
+  static void StoreInterleaved(uint32_t* to, uint32_t word) { vst1q_u32(to, vdupq_n_u32(word)); }
 
   template <int rows, int vectors, int constant_words, bool interleaved>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

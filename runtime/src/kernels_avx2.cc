@@ -44,13 +44,16 @@ struct Simd {
   static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
 };
 
-__m256i BitsOfBytes(__m256i x) {
+constexpr uint32_t kLowHalves = 0x0F0F0F0F;  // of bytes
+
+__m256i LowHalves(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi32(kLowHalves)); }
+__m256i HighHalves(__m256i x) { return LowHalves(_mm256_srli_epi16(x, 4)); }
+
+// Adds the set bits of half-bytes to sums of bytes.
+__m256i AddBits(__m256i sums, __m256i halves) {
   const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  const __m256i mask = _mm256_set1_epi8(15);
-  const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, mask));
-  const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), mask));
-  return _mm256_add_epi8(low, high);
+  return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, halves));
 }
 
 __m256i SumOfBytes(__m256i bytes) {
@@ -60,9 +63,12 @@ __m256i SumOfBytes(__m256i bytes) {
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1;
-  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
+  static constexpr size_t kInterleavedSize = 2;  // half-bytes
+  static constexpr bool kPushesSigns = false, kUnrollsWords = false;
 
-  template <int rows, int vectors, int constant_words, bool>
+  static void StoreInterleaved(uint32_t* to, uint32_t word) { to[0] = word & kLowHalves, to[1] = word >> 4 & kLowHalves; }
+
+  template <int rows, int vectors, int constant_words, bool interleaved>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
                                             size_t words, __m256i (&counts)[rows][vectors]) {
     constexpr size_t units = vectors * kLanes;
@@ -77,12 +83,24 @@ struct Tile {
         Unroll<vectors>([&](int v) BINARYVIT_INLINE { bytes[r][v] = _mm256_setzero_si256(); });
       });
       for (size_t word = first; word < last; ++word) {
-        const auto* weight = reinterpret_cast<const __m256i*>(weights + word * units);
+        __m256i low[vectors], high[vectors];
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+          const __m256i weight = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + word * units) + v);
+          low[v] = LowHalves(weight), high[v] = HighHalves(weight);
+        });
         Unroll<rows>([&](int r) BINARYVIT_INLINE {
-          const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
+          __m256i low_of_row, high_of_row;
+          if constexpr (interleaved) {
+            const uint32_t* halves = activations + (word * rows + static_cast<size_t>(r)) * kInterleavedSize;
+            low_of_row = _mm256_set1_epi32(static_cast<int>(halves[0]));
+            high_of_row = _mm256_set1_epi32(static_cast<int>(halves[1]));
+          } else {
+            const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
+            low_of_row = LowHalves(activation), high_of_row = HighHalves(activation);
+          }
           Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-            const __m256i differing = _mm256_xor_si256(activation, _mm256_load_si256(weight + v));
-            bytes[r][v] = _mm256_add_epi8(bytes[r][v], BitsOfBytes(differing));
+            bytes[r][v] = AddBits(bytes[r][v], _mm256_xor_si256(low_of_row, low[v]));
+            bytes[r][v] = AddBits(bytes[r][v], _mm256_xor_si256(high_of_row, high[v]));
           });
         });
       }

@@ -45,7 +45,8 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 16;
   static constexpr int kRows = 7, kBlocks = 2;  // the maps of images of 224 x 224 have multiples of 49 positions
-  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = true;
+  static constexpr size_t kInterleavedSize = 0;
+  static constexpr bool kPushesSigns = false, kUnrollsWords = true;
 
   template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

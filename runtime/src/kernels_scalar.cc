@@ -75,7 +75,8 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 1, kWordGroup = 1, kHiddenUnits = 1;
   static constexpr int kRows = 1, kBlocks = 1;
-  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
+  static constexpr size_t kInterleavedSize = 0;
+  static constexpr bool kPushesSigns = false, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool>
   static void Count(const uint32_t* activations, size_t, const uint32_t* weights, size_t words,

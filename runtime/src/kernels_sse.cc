@@ -43,7 +43,8 @@ struct Simd {
 struct Tile {
   static constexpr size_t kUnits = 4, kWordGroup = 2, kHiddenUnits = 4;
   static constexpr int kRows = 2, kBlocks = 1;
-  static constexpr bool kInterleaves = false, kPushesSigns = false, kUnrollsWords = false;
+  static constexpr size_t kInterleavedSize = 0;
+  static constexpr bool kPushesSigns = false, kUnrollsWords = false;
 
   template <int rows, int vectors, int constant_words, bool>
   static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,

@@ -211,7 +211,8 @@ some_channels = st.sampled_from([1, 3, 16, 20, 31, 32, 33, 48, 64, 96]) | st.int
 )
 @example(seed=0, leading=[3, 3, 9], channels=64, expansion=8, residual=True)
 @example(seed=0, leading=[17], channels=256, expansion=4, residual=True)
-@example(seed=0, leading=[1], channels=512, expansion=4, residual=False)
+@example(seed=0, leading=[15], channels=128, expansion=8, residual=True)
+@example(seed=0, leading=[9], channels=512, expansion=4, residual=False)
 @example(seed=0, leading=[2], channels=32, expansion=33, residual=False)
 def test_feed_forward(seed, leading, channels, expansion, residual, kernels):
     check(feed_forward(seed, (*leading, channels), expansion, residual))
@@ -230,6 +231,7 @@ def test_feed_forward(seed, leading, channels, expansion, residual, kernels):
 @example(seed=0, batch=1, squares=(7, 7), reduction=8, heads=1, head_dim=64, residual=True)
 @example(seed=0, batch=2, squares=(7, 9), reduction=1, heads=2, head_dim=64, residual=True)
 @example(seed=0, batch=1, squares=(14, 14), reduction=1, heads=4, head_dim=64, residual=True)
+@example(seed=0, batch=1, squares=(3, 5), reduction=1, heads=8, head_dim=64, residual=False)
 def test_attention(seed, batch, squares, reduction, heads, head_dim, residual, kernels):
     check(attention(seed, batch, squares, reduction, heads, head_dim, residual))
 
