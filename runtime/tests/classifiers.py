@@ -5,19 +5,20 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 
-def classifier(kernel, image_shape, metadata=None, output_shape=None):
+def classifier(kernel, image_shape, metadata=None, output_shape=None, batch=1):
     """Returns a model that multiplies flat images by `kernel`, `(classes, values)`.
 
     Args:
         kernel: The dense layer's weights.
         image_shape: Of its input, without the batch.
         metadata: Bytes that are stored under the name `binaryvit`, after other metadata.
-        output_shape: Of its output, in place of `(1, classes)`.
+        output_shape: Of its output, in place of `(batch, classes)`.
+        batch: Images that it takes at once.
     """
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version = 3
     model.buffers = [schema.BufferT(), buffer(np.asarray(kernel, "<f4").tobytes())]
-    shapes = [(1, *image_shape), np.shape(kernel), output_shape or (1, len(kernel))]
+    shapes = [(batch, *image_shape), np.shape(kernel), output_shape or (batch, len(kernel))]
     graph.tensors = []
     for index, shape in enumerate(shapes):
         tensor = schema.TensorT()

@@ -59,6 +59,19 @@ def test_classifier_gives_the_most_probable_classes():
     assert len(Classifier(model()).classify(Image.fromarray(PIXELS), top=100)) == 6
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_classifier_takes_several_images(batch):
+    images = [PIXELS, PIXELS[::-1], Image.fromarray(PIXELS[:, ::-1])]
+    one = Classifier(classifier(KERNEL, SHAPE, json.dumps(METADATA).encode(), batch=batch))
+    results = one.classify(images, top=2)
+    assert len(results) == 3 and one.classify([]) == []
+    for image, (first, second) in zip(images, results):
+        expected = probabilities(np.asarray(image))
+        assert [first.index, second.index] == list(np.argsort(-expected)[:2])
+        assert first.probability == pytest.approx(expected.max(), rel=1e-4)
+        assert one.classify(image, 1) == [first]
+
+
 def test_arguments_come_before_metadata():
     other = Preprocessor((0, 0, 0), (1, 1, 1))
     given = Classifier(model(), preprocessor=other, class_names=list("uvwxyz"), outputs="probabilities")
@@ -91,7 +104,7 @@ def test_what_does_not_fit_is_refused(flatbuffer, arguments, message):
 
 def test_models_that_do_not_classify():
     bits = single_op("LceQuantize", [Tensor((1, 2, 2, 3), "float32")], Tensor((1, 2, 2, 1), "int32"))
-    with pytest.raises(ValueError, match=r"gives \(1, classes\). This model gives \[\(1, 2, 2, 1\)\]"):
+    with pytest.raises(ValueError, match=r"gives \(batch, classes\). This model gives \[\(1, 2, 2, 1\)\]"):
         Classifier(bits, preprocessor=Preprocessor((0, 0, 0), (1, 1, 1)))
     floats = single_op("LceDequantize", [Tensor((1, 2, 2, 1), "int32")], Tensor((1, 2, 2, 1), "float32"))
     with pytest.raises(ValueError, match="takes float32. This model takes int32"):
@@ -188,7 +201,7 @@ def test_benchmark_prints_tables(files, quantizer, capsys):
     assert benchmark.main(["model.tflite", "--compare", str(quantizer), "--threads", "1,2", "--runs", "7"]) == 0
     output = capsys.readouterr().out
     lines = output.splitlines()
-    assert lines[0].split() == "model MB threads median p10 p90 p99 inferences/s time / first".split()
+    assert lines[0].split() == "model MB threads median p10 p90 p99 copies inferences/s time / first".split()
     assert [line.split()[0] for line in lines[1:5]] == ["model.tflite", "quantizer.tflite"] * 2
     assert [line.split()[2] for line in lines[1:5]] == ["1", "1", "2", "2"]
     assert lines[1].endswith(" 1.00") and lines[3].endswith(" 1.00")
@@ -230,11 +243,14 @@ def test_benchmark_shares_out_the_time(monkeypatch, files, capsys):
         OperatorTime("B", "y", 2, 500_000),
         OperatorTime("A", "z", 2, 300_000),
     ]
-    result = benchmark.Measurement("model.tflite", 1_500_000, 1, np.array([1.0, 3.0]), operators)
+    result = benchmark.Measurement(
+        "model.tflite", 1_500_000, 1, np.array([1.0, 3.0]), np.array([0.25, 0.75]), operators
+    )
     monkeypatch.setattr(benchmark, "measure", lambda *_: [result])
     assert benchmark.main(["model.tflite", "--profile"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1][:3] == ["model.tflite", "1.50", "1"] and rows[1][3] == "2.000"
+    assert rows[1][11:13] == ["0.500", "ms"]
     for row in (
         ["A", "2", "0.250", "12.5%"],
         ["B", "1", "0.250", "12.5%"],
@@ -256,10 +272,12 @@ def test_benchmark_measures_after_the_warm_up(monkeypatch, quantizer):
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks) ** 2)
     steps = []
     results = benchmark.measure([str(quantizer)] * 2, 1, 3, 2, False, steps.append)
-    # The warm-up takes four ticks; after it, what begins at tick t takes 2t + 1. The models take turns.
-    np.testing.assert_array_equal(results[0].times, [9e3, 17e3, 25e3])
-    np.testing.assert_array_equal(results[1].times, [13e3, 21e3, 29e3])
-    assert len(steps) == 10 and results[0].operators == [] and results[0].median == 17e3
+    # A prediction asks four times, twice around the inference; in the warm-up three times. What begins at tick t
+    # takes (t + 3)^2 - t^2, of which the inference takes (t + 2)^2 - (t + 1)^2. The models take turns.
+    np.testing.assert_array_equal(results[0].times, [27e3, 43e3, 59e3])
+    np.testing.assert_array_equal(results[1].times, [35e3, 51e3, 67e3])
+    np.testing.assert_array_equal(results[0].copies, [54e3, 86e3, 118e3])
+    assert len(steps) == 10 and results[0].operators == [] and results[0].median == 43e3
 
 
 @pytest.mark.parametrize(

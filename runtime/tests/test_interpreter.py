@@ -1,5 +1,6 @@
 """Interpreter and load_delegate, and processes that use them from threads and after a fork."""
 
+import mmap
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from binaryvit_runtime import Interpreter, load_delegate
+from binaryvit_runtime.files import map_model
 from models import Tensor, options, pack, single_op
 from test_fused_ops import attention
 
@@ -30,6 +32,15 @@ def test_predict_runs_image_after_image(tmp_path):
         interpreter = Interpreter(model)
         assert interpreter.input_shapes == [(1, 2, 2, 40)] and interpreter.output_shapes == [(1, 2, 2, 2)]
         np.testing.assert_array_equal(interpreter.predict(images), pack(images))
+
+
+def test_files_are_mapped_and_not_copied(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(quantizer())
+    assert isinstance(map_model(path), mmap.mmap) and bytes(map_model(path)) == quantizer()
+    (tmp_path / "empty.tflite").touch()
+    with pytest.raises(ValueError, match="no TFLite flatbuffer: 0 bytes"):
+        Interpreter(tmp_path / "empty.tflite")
 
 
 def test_wrong_models_and_images_are_refused(tmp_path):

@@ -60,6 +60,8 @@ def test_the_wheel_for_64_bit_arm(tmp_path):
     assert "Tag: py3-none-manylinux_2_17_aarch64" in tags and "Root-Is-Purelib: false" in tags
     check_library(tmp_path / "content" / "binaryvit_runtime" / "libbinaryvit_runtime.so", "aarch64")
     assert (tmp_path / "content" / "binaryvit_runtime" / "include" / "binaryvit_runtime.h").exists()
+    licenses = list((tmp_path / "content").glob("*.dist-info/licenses/LICENSE"))
+    assert licenses and (tmp_path / "content" / "binaryvit_runtime" / "py.typed").exists()
 
 
 def test_other_machines_are_refused(tmp_path):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from binaryvit_runtime.files import read_model
 from binaryvit_runtime.interpreter import Interpreter
 from binaryvit_runtime.profile import OperatorTime
 
@@ -31,7 +30,8 @@ class Measurement:
         model: Its path.
         size: Of the file, in bytes.
         threads: Threads that shared each inference.
-        times: Milliseconds of each inference, its input and output copied.
+        times: Milliseconds of each inference.
+        copies: Milliseconds that copying its inputs and outputs took.
         operators: What each binary operator took in all of them; empty without profile.
     """
 
@@ -39,6 +39,7 @@ class Measurement:
     size: int
     threads: int
     times: np.ndarray
+    copies: np.ndarray
     operators: list[OperatorTime]
 
     @property
@@ -70,14 +71,13 @@ def measure(
         ValueError: It is no model.
         RuntimeError: The model has an operator that is unknown or wrong.
     """
-    contents = [read_model(model) for model in models]
-    interpreters = [Interpreter(content, threads, profile) for content in contents]
+    interpreters = [Interpreter(model, threads, profile) for model in models]
     rng = np.random.default_rng(0)
     images = [
         [_random(rng, shape, dtype) for shape, dtype in zip(interpreter.input_shapes, interpreter.input_dtypes)]
         for interpreter in interpreters
     ]
-    times = np.zeros((len(models), runs))
+    times, copies = np.zeros((2, len(models), runs))
     before = [interpreter.profile() for interpreter in interpreters]
     for run in range(-warm_up, runs):
         if run == 0:
@@ -86,14 +86,16 @@ def measure(
             start = time.perf_counter()
             interpreter.predict(images[index])
             if run >= 0:
-                times[index, run] = time.perf_counter() - start
+                times[index, run] = interpreter.seconds
+                copies[index, run] = time.perf_counter() - start - interpreter.seconds
             progress(1)
     return [
         Measurement(
             model,
-            len(contents[index]),
+            os.path.getsize(model),
             threads,
             times[index] * 1000,
+            copies[index] * 1000,
             _difference(interpreters[index].profile(), before[index]),
         )
         for index, model in enumerate(models)
@@ -130,7 +132,7 @@ def _table(rows):
 
 
 def _times_table(measurements, models):
-    rows = [["model", "MB", "threads", "median", "p10", "p90", "p99", "inferences/s"]]
+    rows = [["model", "MB", "threads", "median", "p10", "p90", "p99", "copies", "inferences/s"]]
     firsts = {result.threads: result.median for result in reversed(measurements) if result.model == models[0]}
     if len(models) > 1:
         rows[0].append("time / first")
@@ -138,7 +140,7 @@ def _times_table(measurements, models):
         summary = result.summary()
         row = [os.path.basename(result.model), f"{result.size / 1e6:.2f}", str(result.threads)]
         row += [f"{summary[name]:.3f} ms" for name in ("median", "p10", "p90", "p99")]
-        row.append(f"{1000 / result.median:.1f}")
+        row += [f"{np.median(result.copies):.3f} ms", f"{1000 / result.median:.1f}"]
         if len(models) > 1:
             row.append(f"{result.median / firsts[result.threads]:.2f}")
         rows.append(row)
@@ -247,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = []
         for result in measurements:
             entry = {"model": result.model, "bytes": result.size, "threads": result.threads}
-            entry["milliseconds"] = result.summary()
+            entry["milliseconds"] = {**result.summary(), "copies": float(np.median(result.copies))}
             if options.profile:
                 entry["operators"] = [dataclasses.asdict(operator) for operator in result.operators]
             results.append(entry)

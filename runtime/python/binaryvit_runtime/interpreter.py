@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from binaryvit_runtime.files import read_model
+from binaryvit_runtime.files import map_model
 from binaryvit_runtime.profile import OperatorTime, kernels_of, read_profile
 
 
@@ -65,9 +66,12 @@ class Interpreter:
     An interpreter belongs to one thread at a time; several of them run side by side.
 
     Args:
-        model: Path of a `.tflite` file, or its bytes.
+        model: Path of a `.tflite` file, which is mapped into memory and must stay as it is, or its bytes.
         num_threads: Threads that share an inference.
         profile: Whether to measure how long each binary operator takes.
+
+    Attributes:
+        seconds: What the inferences of the last `predict` took, without the copies of inputs and outputs.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -81,9 +85,10 @@ class Interpreter:
 
         count = _count(num_threads)
         self._delegate = load_delegate(count, profile)
-        self._interpreter = litert.Interpreter(
-            model_content=read_model(model), num_threads=count, experimental_delegates=[self._delegate]
-        )
+        content = map_model(model)
+        source = {"model_content": content} if isinstance(content, bytes) else {"model_path": os.fspath(model)}
+        self._interpreter = litert.Interpreter(**source, num_threads=count, experimental_delegates=[self._delegate])
+        self.seconds = 0.0
         self._interpreter.allocate_tensors()
         self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
@@ -151,6 +156,7 @@ class Interpreter:
         batches = [self._batches(detail, np.asarray(array)) for detail, array in zip(self._inputs, arrays)]
         if len({len(batch) for batch in batches}) > 1:
             raise ValueError(f"All inputs must be as long. Received: {[len(np.asarray(array)) for array in arrays]}")
+        self.seconds = 0.0
         results = [self._run(batch) for batch in zip(*batches)]
         outputs = [np.concatenate(parts) for parts in zip(*results)]
         return outputs[0] if len(outputs) == 1 else outputs
@@ -174,5 +180,7 @@ class Interpreter:
     def _run(self, batch):
         for detail, array in zip(self._inputs, batch):
             self._interpreter.set_tensor(detail["index"], array)
+        start = time.perf_counter()
         self._interpreter.invoke()
+        self.seconds += time.perf_counter() - start
         return [self._interpreter.get_tensor(detail["index"]) for detail in self._outputs]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import struct
 
-from binaryvit_runtime.files import read_model
+from binaryvit_runtime.files import map_model
 from binaryvit_runtime.preprocessing import Preprocessor
 
 _NAME = b"binaryvit"
@@ -43,7 +44,7 @@ def read_metadata(model: str | os.PathLike | bytes) -> Metadata:
         ValueError: The file is no TFLite flatbuffer, or damaged, or its metadata is of a newer version or makes no
             sense; the message says what.
     """
-    flatbuffer = read_model(model)
+    flatbuffer = map_model(model)
     try:
         text = _find(flatbuffer)
     except (
@@ -86,7 +87,7 @@ def read_metadata(model: str | os.PathLike | bytes) -> Metadata:
     return Metadata(preprocessor, outputs, class_names)
 
 
-def _find(flatbuffer: bytes) -> bytes | None:
+def _find(flatbuffer: bytes | mmap.mmap) -> bytes | None:
     """Returns the content of the buffer that the list of metadata names, or `None`."""
     from ai_edge_litert.schema_py_generated import Model
 

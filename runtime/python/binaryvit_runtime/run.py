@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from binaryvit_runtime.classifier import Classifier
-from binaryvit_runtime.files import read_model
 from binaryvit_runtime.metadata import read_metadata
 from binaryvit_runtime.preprocessing import Preprocessor
 
@@ -76,11 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.top < 1:
             raise ValueError(f"--top must be positive. Received: {options.top}")
-        content = read_model(options.model)
-        preprocessor = _preprocessor(options, read_metadata(content).preprocessor)
+        preprocessor = _preprocessor(options, read_metadata(options.model).preprocessor)
         names = Path(options.class_names).read_text(encoding="utf-8").splitlines() if options.class_names else None
         classifier = Classifier(
-            content, options.threads, preprocessor=preprocessor, class_names=names, outputs=options.outputs
+            options.model, options.threads, preprocessor=preprocessor, class_names=names, outputs=options.outputs
         )
     except (OSError, ValueError, RuntimeError) as error:
         print(f"binaryvit-run: {error}", file=sys.stderr)
