@@ -13,13 +13,13 @@ import binaryvit_commands.recipe as recipes
 
 # What each row of the table adds to the one before; the last is another network altogether.
 ROWS = {
-    "ReAct-DeiT": {"class_token": True, "branches": False, "affine": False},
-    "+ average pooling": {"class_token": False, "branches": False, "affine": False},
-    "+ pooling branches": {"class_token": False, "branches": True, "affine": False},
-    "+ affine": {"class_token": False, "branches": True, "affine": True},
+    "ReAct-DeiT": {"use_class_token": True, "use_pooling_branches": False, "use_affine": False},
+    "+ average pooling": {"use_class_token": False, "use_pooling_branches": False, "use_affine": False},
+    "+ pooling branches": {"use_class_token": False, "use_pooling_branches": True, "use_affine": False},
+    "+ affine": {"use_class_token": False, "use_pooling_branches": True, "use_affine": True},
     "+ pyramid": None,
 }
-FLAT = {"reductions": (1,), "expansions": (4,), "patch_norm": False}
+FLAT = {"sr_ratios": (1,), "mlp_ratios": (4,), "use_patch_norm": False}
 # Arguments of the flat rows and the preset of the pyramid, of about the same number of multiply-adds.
 SIZES = {
     "tiny": (

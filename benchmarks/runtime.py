@@ -35,7 +35,7 @@ def make(name: str, file: Path) -> None:
         for variable in model.weights:  # as after training: no shift is 0, no slopes are equal
             if "kernel" not in variable.path:
                 variable.assign(variable + rng.uniform(0.01, 0.1, variable.shape))
-        tables = {"float16_tables": True} if name == "float16" else {}
+        tables = {"float16_constants": True} if name == "float16" else {}
         file.write_bytes(kb.deploy.convert(model, ops="lce" if name == "lce" else "fused", **tables))
         return
     model = kb.DeiT.from_preset("deit_tiny") if name == "deit_tiny" else keras.applications.MobileNetV2(weights=None)

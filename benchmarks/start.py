@@ -43,7 +43,7 @@ def measure(preset: str, network: str, batch_size: int, steps: int) -> None:
 
     import keras_binaryvit as kb
 
-    kb.keep_freed_memory()
+    kb.disable_malloc_trim()
     model = create(preset, network)
     model.compile(kb.optimizers.AdamW(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     images = np.random.default_rng(0).normal(size=(batch_size, *model.image_shape)).astype("float32")

@@ -51,7 +51,7 @@ def measure_speed(arguments):
     """Prints images a second of the model, and the ratio to its float twin."""
     import keras_binaryvit as kb
 
-    kb.keep_freed_memory()
+    kb.disable_malloc_trim()
     real = dict.fromkeys(["input_quantizer", "kernel_quantizer", "conv_kernel_quantizer"])
     binary, images, labels = create(arguments)
     twin, _, _ = create(arguments, **real, binary_probabilities=False)

@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--int8", action="store_true", help="int8 for float layers, ranges from --verify's training images"
     )
-    parser.add_argument("--float16-tables", action="store_true", help="store large float constants as float16")
+    parser.add_argument("--float16-constants", action="store_true", help="store large float constants as float16")
     parser.add_argument("--verify", metavar="DATASET", help="verify with this data set's test images, not with noise")
     parser.add_argument("--data-dir", help="where TensorFlow Datasets has prepared it")
     parser.add_argument("--images", type=int, default=32, help="how many images to verify with")
@@ -110,7 +110,7 @@ def main() -> None:
         flatbuffer = kb.deploy.convert(
             model,
             arguments.ops,
-            arguments.float16_tables,
+            arguments.float16_constants,
             batch_size=arguments.batch_size,
             strict=not arguments.no_strict,
             converter=arguments.converter,
@@ -118,7 +118,7 @@ def main() -> None:
             class_names=class_names,
             **int8,
         )
-    ops = kb.deploy.count_ops(flatbuffer)
+    ops = kb.deploy.count_operators(flatbuffer)
     binary = {name: count for name, count in ops.items() if name == "LceBconv2d" or name.startswith("BinaryVit")}
     counts = ", ".join(f"{count} {name}" for name, count in binary.items()) or "none binary"
     steps.end(f"{len(flatbuffer) / 1e6:.2f} MB, {ops.total()} ops, of which {counts}")

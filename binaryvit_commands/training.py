@@ -33,7 +33,7 @@ def train(recipe: Recipe, **overrides: Any) -> tuple[kb.models.ImageClassifier, 
     """
     _write_recipe(recipe)
     keras.utils.set_random_seed(recipe.seed)
-    kb.keep_freed_memory()
+    kb.disable_malloc_trim()
     if recipe.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}")
     info = kb.data.info(recipe.dataset, recipe.data_dir)
@@ -53,7 +53,7 @@ def train(recipe: Recipe, **overrides: Any) -> tuple[kb.models.ImageClassifier, 
         model = kb.models.ImageClassifier.from_preset(recipe.preset, **overrides)
         if epochs := recipe.full_precision_kernel_epochs:
             stage = dataclasses.replace(recipe, output=recipe.output / "full_precision_kernels", epochs=epochs)
-            first = kb.training.with_real_kernels(model)
+            first = kb.training.with_full_precision_kernels(model)
             fit(stage, first, teacher, distribution)
             kb.training.copy_weights(first, model)
         return model, fit(recipe, model, teacher, distribution)
@@ -70,7 +70,7 @@ def fit(
 ) -> dict[str, list[float]]:
     """Trains a stage of the recipe, from its newest checkpoint if it continues, and returns the logs of all epochs."""
     recipe.output.mkdir(parents=True, exist_ok=True)
-    checkpoints = kb.training.Checkpoints(recipe.output / "checkpoints", keep=recipe.keep)
+    checkpoints = kb.training.TrainingCheckpoint(recipe.output / "checkpoints", keep=recipe.keep)
     done = checkpoints.completed_epochs
     load = functools.partial(
         kb.data.load,

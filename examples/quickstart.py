@@ -16,7 +16,7 @@ EPOCHS, BATCH_SIZE = 20, 32
 output = Path("out/quickstart")
 output.mkdir(parents=True, exist_ok=True)
 keras.utils.set_random_seed(0)
-kb.keep_freed_memory()  # glibc returns freed memory to the system, which slows training
+kb.disable_malloc_trim()  # glibc returns freed memory to the system, which slows training
 
 # 1,442 images of 8x8 pixels for training and 355 for testing, enlarged to what the network takes.
 info = kb.data.info("digits")
@@ -25,7 +25,7 @@ model = kb.BinaryViT.from_preset(
     "binaryvit_tiny_32", image_shape=(32, 32, 1), preprocessor=preprocessor, class_names=info.class_names
 )
 
-checkpoints = kb.training.Checkpoints(output / "checkpoints")
+checkpoints = kb.training.TrainingCheckpoint(output / "checkpoints")
 first_epoch = checkpoints.completed_epochs
 training = kb.data.load(
     "digits",

@@ -14,7 +14,7 @@ from keras_binaryvit import (
     training,
     visualize,
 )
-from keras_binaryvit.memory import keep_freed_memory
+from keras_binaryvit.memory import disable_malloc_trim
 from keras_binaryvit.models import BinaryViT, DeiT, list_presets
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ __all__ = [
     "constraints",
     "data",
     "deploy",
-    "keep_freed_memory",
+    "disable_malloc_trim",
     "layers",
     "list_presets",
     "metrics",

@@ -1,4 +1,4 @@
-"""keep_freed_memory: stop the C library from giving memory back between training steps."""
+"""disable_malloc_trim: stop the C library from giving memory back between training steps."""
 
 import ctypes
 import platform
@@ -7,7 +7,7 @@ import platform
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_freed_memory() -> bool:
+def disable_malloc_trim() -> bool:
     """Makes this process keep freed memory instead of returning it to the system.
 
     By default glibc returns every large block as soon as it is freed, and the system hands out zeroed pages again when

@@ -247,8 +247,8 @@ def np_block(layer, x, branches=True, affine=True):
     return x + np_branches(layer.branches, h) if branches else x
 
 
-def flat_vit(image_shape, num_classes, patch_size, embed_dim, depth, num_heads, expansion=4, **arguments):
+def flat_vit(image_shape, num_classes, patch_size, embed_dim, depth, num_heads, mlp_ratio=4, **arguments):
     """Returns a `BinaryViT` with one stage."""
     stages = {"embed_dims": (embed_dim,), "depths": (depth,), "num_heads": (num_heads,)}
-    stages |= {"reductions": (1,), "expansions": (expansion,), "patch_norm": False}
+    stages |= {"sr_ratios": (1,), "mlp_ratios": (mlp_ratio,), "use_patch_norm": False}
     return kb.BinaryViT(image_shape, num_classes, patch_size, **stages, **arguments)

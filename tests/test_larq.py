@@ -58,7 +58,7 @@ def test_quicknet_is_bit_identical_in_the_interpreter(larq, monkeypatch):
         exec(compile(block, "larq.md", "exec"), page)
     assert [row.binary for row in kb.deploy.binary_table(page["model"])] == [True, True]
     images, expected = page["recorded"]["images"], page["recorded"]["logits"]
-    logits = kb.deploy.predict(page["flatbuffer"], images)
+    logits = kb.deploy.run(page["flatbuffer"], images)
     frozen = keras.ops.convert_to_numpy(kb.deploy.freeze(page["model"])(images, training=False))
     np.testing.assert_array_equal(logits, frozen)
     # Larq's batch normalization multiplies with `rsqrt`, which some processors approximate.

@@ -116,7 +116,7 @@ def binary_variables(model):
 
 
 def small_model(**arguments):
-    stages = {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 2)}
+    stages = {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
     return kb.BinaryViT((8, 8, 1), 10, patch_size=2, **stages, **arguments)
 
 

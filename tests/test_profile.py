@@ -30,8 +30,8 @@ TINY = {
     "embed_dims": (8, 16),
     "depths": (1, 1),
     "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (4, 2),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (4, 2),
 }
 
 

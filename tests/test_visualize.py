@@ -17,8 +17,8 @@ PYRAMID = {
     "embed_dims": (8, 16),
     "depths": (1, 1),
     "num_heads": (2, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 2),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (2, 2),
 }
 FLAT = {"image_shape": (8, 12, 3), "num_classes": 5, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 
@@ -60,7 +60,7 @@ def test_attention_maps_of_a_pyramid():
 
 
 def test_attention_maps_of_a_class_token():
-    model, image = flat_vit(**FLAT, class_token=True, branches=False), normal(8, 12, 3)
+    model, image = flat_vit(**FLAT, use_class_token=True, use_pooling_branches=False), normal(8, 12, 3)
     attention = attention_of_first_block(model, image)  # a token and 2 x 3 patches
     (token,) = drawn(kb.visualize.attention_maps(model, image)).values()
     np.testing.assert_allclose(token, attention[:, 0, 1:].mean(axis=0).reshape(2, 3), rtol=1e-5)

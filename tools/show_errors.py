@@ -24,7 +24,7 @@ import keras_binaryvit as kb
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"image_shape": (16, 16, 3), "num_classes": 5, "patch_size": 2, "embed_dims": (16, 32), "depths": (1, 1)}
-TINY |= {"num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 2)}
+TINY |= {"num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
 
 
 def say(title, action):
@@ -217,14 +217,14 @@ def runs(folder):
     """Tries checkpoints that are damaged or of another run, and a disk that is full when one is to be written."""
 
     def fit(folder, epochs, initial_epoch=0, model=None, restore=False):
-        checkpoints = kb.training.Checkpoints(folder, monitor="loss")
+        checkpoints = kb.training.TrainingCheckpoint(folder, monitor="loss")
         model = model or student()
         if restore:
             checkpoints.restore(model)
         model.fit(digits(), epochs=epochs, initial_epoch=initial_epoch, verbose=0, callbacks=[checkpoints])
 
     def restore(model):
-        return kb.training.Checkpoints(run).restore(model)
+        return kb.training.TrainingCheckpoint(run).restore(model)
 
     run = folder / "run"
     fit(run, 2)
@@ -237,7 +237,7 @@ def runs(folder):
     say("model that isn't compiled", lambda: restore(keras.Sequential([keras.layers.Dense(3)])))
     say("folder that can't be written to", lambda: fit("/proc/run", 1))
     say("full disk, checkpoint", lambda: on_a_full_disk(lambda: fit(run, 3, 2, restore=True)))
-    say("best by a metric that isn't logged", lambda: kb.training.Checkpoints(run).load_best(student()))
+    say("best by a metric that isn't logged", lambda: kb.training.TrainingCheckpoint(run).load_best(student()))
     files = sorted(run.glob("epoch-*.npz"))
     files[-1].write_bytes(files[-1].read_bytes()[:1000])
     say("newest checkpoint cut short", lambda: restore(student()))
@@ -392,7 +392,7 @@ def conversion(folder):
 
     say("wrong channels", lambda: model.predict(np.zeros((1, 16, 16, 1)), verbose=0))
     say("heads that don't divide", lambda: kb.BinaryViT(**(TINY | {"num_heads": (3, 2)})))
-    say("reduction that doesn't divide", lambda: kb.BinaryViT(**(TINY | {"reductions": (3, 1)})))
+    say("reduction that doesn't divide", lambda: kb.BinaryViT(**(TINY | {"sr_ratios": (3, 1)})))
     say("image that the patches don't divide", lambda: kb.BinaryViT(**(TINY | {"image_shape": (15, 16, 3)})))
     say("tuples of different length", lambda: kb.BinaryViT(**(TINY | {"depths": (1, 1, 1)})))
     say("unknown quantizer", lambda: kb.layers.QuantDense(3, input_quantizer="aprox_sign"))

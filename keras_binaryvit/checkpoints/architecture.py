@@ -113,18 +113,18 @@ def _arguments(state, config):
     hidden, depth = config["hidden_size"], _setting(config, "num_hidden_layers")
     expansion = _expansion(_setting(config, "intermediate_size"), hidden)
     if not _any_name(state, ".rprelu"):
-        return DeiT, {**shared, "embed_dim": hidden, "depth": depth, "expansion": expansion}
+        return DeiT, {**shared, "embed_dim": hidden, "depth": depth, "mlp_ratio": expansion}
     return BinaryViT, {
         **shared,
         "embed_dims": (hidden,),
         "depths": (depth,),
         "num_heads": (shared["num_heads"],),
-        "reductions": (1,),
-        "expansions": (expansion,),
-        "patch_norm": False,
-        "class_token": _any_name(state, ".cls_token"),
-        "branches": _any_name(state, ".layerscale_"),
-        "affine": _any_name(state, ".layerscale."),
+        "sr_ratios": (1,),
+        "mlp_ratios": (expansion,),
+        "use_patch_norm": False,
+        "use_class_token": _any_name(state, ".cls_token"),
+        "use_pooling_branches": _any_name(state, ".layerscale_"),
+        "use_affine": _any_name(state, ".layerscale."),
     }
 
 
@@ -137,8 +137,8 @@ def _pyramid_arguments(state, config):
     arguments = {
         "embed_dims": hidden,
         "depths": config["depths"],
-        "reductions": config["reduction_ratio"],
-        "expansions": [_expansion(*sizes) for sizes in zip(config["intermediate_size"], hidden, strict=True)],
+        "sr_ratios": config["reduction_ratio"],
+        "mlp_ratios": [_expansion(*sizes) for sizes in zip(config["intermediate_size"], hidden, strict=True)],
     }
     if _any_name(state, "encoder.patch_embed"):
         arguments["binary_patch_merging"] = _any_name(state, "encoder.patch_embed", ".rprelu.")

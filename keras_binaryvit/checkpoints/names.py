@@ -108,10 +108,10 @@ def _block(prefix, block):
         yield from _projection(layer, f"{part}.move", f"{part}.dense", f"{part}.norm", f"{part}.rprelu")
     yield from _norm(f"{prefix}.layernorm_before", block.attention_norm)
     yield from _norm(f"{prefix}.layernorm_after", block.feed_forward_norm)
-    if block.has_affine:
+    if block.use_affine:
         yield from _affine(f"{prefix}.attention.output.layerscale", block.attention_affine)
         yield from _affine(f"{prefix}.output.layerscale", block.feed_forward_affine)
-    if block.has_branches:
+    if block.use_pooling_branches:
         for (height, width), affine in zip(block.branches.windows, block.branches.affines, strict=True):
             branch = f"h{height}" if width == 1 else f"w{width}"
             yield from _affine(f"{prefix}.layerscale_{branch}", affine)
@@ -132,9 +132,9 @@ def _embedding(layer):
     yield f"{prefix}.position_embeddings", _position(layer.position_embedding)
     yield f"{prefix}.patch_embeddings.projection.weight", _conv(layer.convolution.kernel)
     yield f"{prefix}.patch_embeddings.projection.bias", _parameter(layer.convolution.bias)
-    if layer.has_norm:
+    if layer.use_norm:
         yield from _norm(f"{prefix}.norm", layer.norm)
-    if layer.has_class_token:
+    if layer.use_class_token:
         yield f"{prefix}.cls_token", _parameter(layer.class_token)
 
 

@@ -1,11 +1,11 @@
 """From a trained model to a `.tflite` file, and the proof that it computes the same."""
 
 from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
-from keras_binaryvit.deploy.convert import convert, count_ops
+from keras_binaryvit.deploy.convert import convert, count_operators
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import Inspection, inspect
-from keras_binaryvit.deploy.interpreters import predict
+from keras_binaryvit.deploy.interpreters import run
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.report import report
 from keras_binaryvit.deploy.verify import Verification, VerificationError, verify
@@ -20,12 +20,12 @@ __all__ = [
     "add_metadata",
     "binary_table",
     "convert",
-    "count_ops",
+    "count_operators",
     "freeze",
     "inspect",
     "load_model",
-    "predict",
     "report",
+    "run",
     "verify",
     "write_file",
 ]

@@ -36,7 +36,7 @@ _LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
 def convert(
     model: keras.Model,
     ops: str = "lce",
-    float16_tables: bool = False,
+    float16_constants: bool = False,
     *,
     batch_size: int | None = None,
     strict: bool = True,
@@ -57,8 +57,8 @@ def convert(
         ops: `"lce"`: what an unmodified Larq Compute Engine runs. `"fused"`: one operator each for attention,
             feed-forward layers, pooling branches and binary patch merging, which binaryvit-runtime runs
             (docs/operators.md); all else is as with `"lce"`.
-        float16_tables: Whether large float constants outside of custom operators, such as position embeddings and the
-            kernel of the head, are stored as float16. The file is smaller, and rounding flips a few bits.
+        float16_constants: Whether large float constants outside of custom operators, such as position embeddings and
+            the kernel of the head, are stored as float16. The file is smaller, and rounding flips a few bits.
         batch_size: Images that the file computes at once; by default as many as the model's inputs say, else one.
             Interpreters plan for it; `resize_tensor_input` changes it where no operator fixes it.
         strict: Whether a layer that has 1-bit quantizers and wouldn't be binary in the file is an error. It is a
@@ -107,7 +107,7 @@ def convert(
         warnings.warn(f"These layers have quantizers and are float32 in the file:{named_rows}", stacklevel=2)
     if float_layers == "int8":
         content = with_int8_layers(content, representative_data)
-    if float16_tables:
+    if float16_constants:
         content = with_float16_tables(content)
     if isinstance(model, ImageClassifier) and model.include_top:
         preprocessor = model.preprocessor if preprocessor is None else preprocessor
@@ -306,7 +306,7 @@ def _origin(operator: Any) -> str:
     return repr("/".join(part.removesuffix("_1") for part in path[:-1]) or operator.outputs[0].name)
 
 
-def count_ops(content: bytes) -> collections.Counter:
+def count_operators(content: bytes) -> collections.Counter:
     """Returns how many operators of each type a flatbuffer has, by name such as `"CONV_2D"` or `"LceBconv2d"`.
 
     Raises:

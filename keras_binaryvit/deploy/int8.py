@@ -24,7 +24,7 @@ def with_int8_layers(content: bytes, representative_data: np.ndarray | Iterable[
     Args:
         content: The file, as `convert` gives it.
         representative_data: About 100 prepared inputs, of which the int8 ranges are taken: an array, or an iterable of
-            batches such as a `tf.data.Dataset`, each as `predict` takes it or with targets after it, which are ignored.
+            batches such as a `tf.data.Dataset`, each as `run` takes it or with targets after it, which are ignored.
 
     Raises:
         ValueError: There are no representative inputs, or their shapes are others than the file's.

@@ -15,7 +15,7 @@ from keras_binaryvit.deploy.runtime_layers import OPERATORS
 Inputs = np.ndarray | Sequence[Any] | Mapping[str, Any]
 
 
-def predict(flatbuffer: bytes, inputs: Inputs, num_threads: int = 1, progress: bool = False) -> Any:
+def run(flatbuffer: bytes, inputs: Inputs, num_threads: int = 1, progress: bool = False) -> Any:
     """Returns the outputs of `flatbuffer`, which computes one batch of its size after the other.
 
     LCE's interpreter runs it where it can, else binaryvit-runtime: see `interpreter_of`.

@@ -561,17 +561,17 @@ def _block(lowering, layer, x):
     x = lowering.node(lce_layers.Add, [x, h], x.shape)
     h = inside(lowering, layer.feed_forward_norm, x)
     terms = [x, lowering.call(layer.feed_forward_affine, inside(lowering, layer.feed_forward, h))]
-    if layer.has_branches:
+    if layer.use_pooling_branches:
         terms.append(inside(lowering, layer.branches, h))
     return lowering.node(lce_layers.Add, terms, x.shape)
 
 
 def _patch_embedding(lowering, layer, x):
     x = inside(lowering, layer.convolution, x)
-    if layer.has_norm:
+    if layer.use_norm:
         x = inside(lowering, layer.norm, x)
     constant = as_array(layer.position_embedding)
-    if layer.has_class_token:
+    if layer.use_class_token:
         height, width, channels = x.shape
         x = lowering.operation(keras.layers.Reshape((height * width, 1, channels)), x)
         x = lowering.operation(keras.layers.ZeroPadding2D(((1, 0), (0, 0)), data_format="channels_last"), x)

@@ -45,7 +45,7 @@ def _block(lowering, layer, x):
         y = _attention_node(lowering, layer.attention, x, constants, residual=1)
 
     residual = y
-    if layer.has_branches:
+    if layer.use_pooling_branches:
         constants = _branches_constants(layer.branches)
         runtime_layers.PoolingBranches.put_before(constants, inside(lowering, layer.feed_forward_norm, y))
         with lowering.inside(layer.branches.name):

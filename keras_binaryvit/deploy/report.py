@@ -50,7 +50,7 @@ def report(
     Args:
         model: The Keras model that `flatbuffer` was made of.
         flatbuffer: What `convert` made of it.
-        images: `(batch, height, width, channels)`, for several inputs as in `predict`; some are run through `model` to
+        images: `(batch, height, width, channels)`, for several inputs as in `run`; some are run through `model` to
             see how many of its binary layers' inputs are +1, and the first is what the latency is measured with. `None`
             leaves the former out.
         verification: What `verify` found.

@@ -11,7 +11,7 @@ from keras_binaryvit.deploy import lce_layers
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import SEPARATOR
 from keras_binaryvit.deploy.inspect import inspect
-from keras_binaryvit.deploy.interpreters import Inputs, interpreter_of, is_fused, outputs_of, predict, prepared
+from keras_binaryvit.deploy.interpreters import Inputs, interpreter_of, is_fused, outputs_of, prepared, run
 from keras_binaryvit.deploy.lower import graph_of
 
 
@@ -67,7 +67,7 @@ def verify(
         model: The Keras model, trained or frozen.
         flatbuffer: What `convert` made of it.
         images: `(batch, height, width, channels)`, prepared as in training and of the file's type; for several inputs
-            as in `predict`.
+            as in `run`.
         labels: `(batch,)` class indices, for the accuracies.
         min_agreement: The smallest share of images with the same top-1 class.
         max_mean_difference: The largest mean difference of logits, relative to the largest logit.
@@ -83,7 +83,7 @@ def verify(
     count = len(inputs[0])
     if labels is not None and len(labels) != count:
         raise ValueError(f"Each image needs a label. Received: {count} images, {len(labels)} labels")
-    actual = _as_list(predict(flatbuffer, inputs, progress=progress))
+    actual = _as_list(run(flatbuffer, inputs, progress=progress))
     expected = _outputs(model, inputs)
     shapes = [array.shape for array in expected], [array.shape for array in actual]
     if shapes[0] != shapes[1]:
@@ -151,7 +151,7 @@ def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tole
     Args:
         model: The Keras model, trained or frozen.
         flatbuffer: What `convert` made of it.
-        inputs: One image, `(height, width, channels)`; for several inputs as in `predict`.
+        inputs: One image, `(height, width, channels)`; for several inputs as in `run`.
         tolerance: The largest difference relative to the layer's largest output that counts as equal.
 
     Returns:

@@ -31,8 +31,8 @@ class BinaryTransformerBlock(BinaryKernels):
         drop_path_rate: Share of samples whose residual branch is dropped in training, the others scaled up.
         input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of all binary layers' kernels: whatever `quantizers.get` takes.
-        branches: Whether the pooling branches are there.
-        affine: Whether the two `Affine` are there; the branches have theirs either way.
+        use_pooling_branches: Whether to use pooling branches.
+        use_affine: Whether to scale and shift the residual branches; the pooling branches have theirs either way.
         binary_probabilities: Whether attention probabilities are binary.
         remat: Whether training computes the block's intermediate results again in the backward pass, rather than keep
             them: less memory, more time, the same gradients.
@@ -52,18 +52,18 @@ class BinaryTransformerBlock(BinaryKernels):
         drop_path_rate: float = 0.0,
         input_quantizer: QuantizerLike = "approx_sign",
         kernel_quantizer: QuantizerLike = "centered_scaled_sign",
-        branches: bool = True,
-        affine: bool = True,
+        use_pooling_branches: bool = True,
+        use_affine: bool = True,
         binary_probabilities: bool = True,
         remat: bool = False,
         **kwargs: Any,
     ):
         super().__init__(input_quantizer, kernel_quantizer, **kwargs)
         self.drop_path_rate = drop_path_rate
-        self.has_branches = branches
-        self.has_affine = affine
+        self.use_pooling_branches = use_pooling_branches
+        self.use_affine = use_affine
         self.remat = remat
-        affine_layer = ResidualAffine if affine else keras.layers.Identity
+        affine_layer = ResidualAffine if use_affine else keras.layers.Identity
         self.attention_norm = BatchNorm(dtype=self.dtype_policy, name="attention_norm")
         self.attention = BinarySelfAttention(
             num_heads,
@@ -76,7 +76,9 @@ class BinaryTransformerBlock(BinaryKernels):
         self.feed_forward_norm = BatchNorm(dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = BinaryFeedForward(expansion, **self.kernel_arguments(), name="feed_forward")
         self.feed_forward_affine = affine_layer(dtype=self.dtype_policy, name="feed_forward_affine")
-        self.branches = MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches") if branches else None
+        self.branches = (
+            MultiBranchAveragePooling(dtype=self.dtype_policy, name="branches") if use_pooling_branches else None
+        )
         # One decision a sample, the same for all its positions and channels.
         self.drop_path = keras.layers.Dropout(
             drop_path_rate, noise_shape=(None, 1, 1, 1), dtype=self.dtype_policy, name="drop_path"
@@ -119,8 +121,8 @@ class BinaryTransformerBlock(BinaryKernels):
             "reduction": self.attention.reduction,
             "expansion": self.feed_forward.expansion,
             "drop_path_rate": self.drop_path_rate,
-            "branches": self.has_branches,
-            "affine": self.has_affine,
+            "use_pooling_branches": self.use_pooling_branches,
+            "use_affine": self.use_affine,
             "binary_probabilities": self.attention.binary_probabilities,
             "remat": self.remat,
         }

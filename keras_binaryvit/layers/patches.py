@@ -38,9 +38,9 @@ class PatchEmbedding(keras.layers.Layer):
     Args:
         embed_dim: Channels of the output.
         patch_size: Side of a patch; must divide the image's sides.
-        norm: Whether there is a batch normalization.
-        class_token: Whether a learned token stands before the patches. What comes out is then one column of positions:
-            nothing can be a map with a token in it.
+        use_norm: Whether there is a batch normalization.
+        use_class_token: Whether a learned token stands before the patches. The output is then one column of positions,
+            as nothing can be a feature map with a token in it.
         kernel_initializer: Of the convolution; `None` for U(+-1 / sqrt(fan_in)), as the authors'.
         bias_initializer: Of the convolution; `None` for the same.
         kernel_regularizer: Of the convolution.
@@ -60,8 +60,8 @@ class PatchEmbedding(keras.layers.Layer):
         self,
         embed_dim: int,
         patch_size: int = 4,
-        norm: bool = True,
-        class_token: bool = False,
+        use_norm: bool = True,
+        use_class_token: bool = False,
         kernel_initializer: str | dict | Callable | None = None,
         bias_initializer: str | dict | Callable | None = None,
         kernel_regularizer: str | dict | Callable | None = None,
@@ -72,8 +72,8 @@ class PatchEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.patch_size = positive_integer("patch_size", patch_size)
-        self.has_norm = norm
-        self.has_class_token = class_token
+        self.use_norm = use_norm
+        self.use_class_token = use_class_token
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -96,11 +96,11 @@ class PatchEmbedding(keras.layers.Layer):
             name="convolution",
         )
         self.convolution.build(input_shape)
-        if self.has_norm:
+        if self.use_norm:
             self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
             self.norm.build(self.convolution.compute_output_shape(input_shape))
         self.position_embedding = _add_position_embedding(self, self.compute_output_shape(input_shape))
-        if self.has_class_token:
+        if self.use_class_token:
             self.class_token = self.add_weight(
                 name="class_token",
                 shape=(1, 1, self.embed_dim),
@@ -109,9 +109,9 @@ class PatchEmbedding(keras.layers.Layer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = self.convolution(with_known_sides(inputs, self._shape))
-        if self.has_norm:
+        if self.use_norm:
             x = self.norm(x, training=training)
-        if not self.has_class_token:
+        if not self.use_class_token:
             return x + self.position_embedding
         # The token is added where the patches are padded: it needs no copy for each sample.
         positions = x.shape[1] * x.shape[2]
@@ -122,7 +122,7 @@ class PatchEmbedding(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         height, width = height // self.patch_size, width // self.patch_size
-        if self.has_class_token:
+        if self.use_class_token:
             height, width = 1 + height * width, 1
         return batch, height, width, self.embed_dim
 
@@ -131,8 +131,8 @@ class PatchEmbedding(keras.layers.Layer):
             **super().get_config(),
             "embed_dim": self.embed_dim,
             "patch_size": self.patch_size,
-            "norm": self.has_norm,
-            "class_token": self.has_class_token,
+            "use_norm": self.use_norm,
+            "use_class_token": self.use_class_token,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),

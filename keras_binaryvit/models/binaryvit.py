@@ -21,8 +21,8 @@ _SMALL = {
     "embed_dims": (64, 128, 256, 512),
     "depths": (3, 4, 8, 4),
     "num_heads": (1, 2, 4, 8),
-    "reductions": (8, 4, 1, 1),
-    "expansions": (8, 8, 4, 4),
+    "sr_ratios": (8, 4, 1, 1),
+    "mlp_ratios": (8, 8, 4, 4),
 }
 
 _TINY_32 = {
@@ -32,8 +32,8 @@ _TINY_32 = {
     "embed_dims": (64, 128, 256),
     "depths": (1, 2, 1),
     "num_heads": (1, 2, 4),
-    "reductions": (2, 1, 1),
-    "expansions": (4, 4, 4),
+    "sr_ratios": (2, 1, 1),
+    "mlp_ratios": (4, 4, 4),
 }
 
 # DeiT-S with binary blocks: all on maps of the same size.
@@ -44,9 +44,9 @@ _FLAT_SMALL = {
     "embed_dims": (384,),
     "depths": (12,),
     "num_heads": (6,),
-    "reductions": (1,),
-    "expansions": (4,),
-    "patch_norm": False,
+    "sr_ratios": (1,),
+    "mlp_ratios": (4,),
+    "use_patch_norm": False,
 }
 
 _PAPER = "BinaryViT, arXiv 2306.16678"
@@ -75,11 +75,11 @@ PRESETS = {
             top1=0.707,
             recipe="Labels alone, 24 epochs; docs/training.md",
         ),
-        sha256="e57f5316888549aa4853410174915748aba1e61034c769a587b2c37bcec8a909",
+        sha256="8c0d30a441b7b752663a65e9a279277988aafe7ccfe1ae900122f1ea13e25da4",
     ),
-    "reactdeit_small": _flat(1, 22_406_260, class_token=True, branches=False, affine=False),
-    "reactdeit_small_avg_pool": _flat(2, 22_405_492, branches=False, affine=False),
-    "reactdeit_small_avg_pool_multi_branch": _flat(3, 22_442_356, affine=False),
+    "reactdeit_small": _flat(1, 22_406_260, use_class_token=True, use_pooling_branches=False, use_affine=False),
+    "reactdeit_small_avg_pool": _flat(2, 22_405_492, use_pooling_branches=False, use_affine=False),
+    "reactdeit_small_avg_pool_multi_branch": _flat(3, 22_442_356, use_affine=False),
     "reactdeit_small_avg_pool_multi_branch_ls": _flat(4, 22_460_788),
 }
 
@@ -101,15 +101,15 @@ class BinaryViT(ImageClassifier):
         embed_dims: Channels.
         depths: Number of blocks.
         num_heads: Attention heads; must divide the channels.
-        reductions: Spatial reduction of keys and values.
-        expansions: How many times wider the feed-forward layers are.
+        sr_ratios: Spatial reduction of keys and values.
+        mlp_ratios: Hidden-to-input width ratio of the feed-forward layers.
         binary_patch_merging: Whether the convolutions between stages are binary (67.7 % top-1 on ImageNet in the paper)
             or real (70.6 %).
-        patch_norm: Whether the patch embedding has a batch normalization.
-        class_token: Whether the head reads a class token, rather than the mean over all positions; with one stage, and
-            without branches.
-        branches: Whether the blocks have pooling branches.
-        affine: Whether the blocks scale and shift their attention and feed-forward parts.
+        use_patch_norm: Whether the patch embedding has a batch normalization.
+        use_class_token: Whether the head reads a class token, rather than the mean over all positions; with one stage,
+            and without pooling branches.
+        use_pooling_branches: Whether the blocks have pooling branches.
+        use_affine: Whether the blocks scale and shift their attention and feed-forward parts.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         input_quantizer: Of all binary layers' inputs: whatever `quantizers.get` takes.
         kernel_quantizer: Of all binary dense kernels: whatever `quantizers.get` takes.
@@ -151,8 +151,8 @@ class BinaryViT(ImageClassifier):
         embed_dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (3, 4, 8, 4),
         num_heads: Sequence[int] = (1, 2, 4, 8),
-        reductions: Sequence[int] = (8, 4, 1, 1),
-        expansions: Sequence[int] = (8, 8, 4, 4),
+        sr_ratios: Sequence[int] = (8, 4, 1, 1),
+        mlp_ratios: Sequence[int] = (8, 8, 4, 4),
         binary_patch_merging: bool = True,
         drop_path_rate: float = 0.0,
         input_quantizer: QuantizerLike = "approx_sign",
@@ -161,10 +161,10 @@ class BinaryViT(ImageClassifier):
         binary_probabilities: bool = True,
         remat: bool = False,
         *,
-        patch_norm: bool = True,
-        class_token: bool = False,
-        branches: bool = True,
-        affine: bool = True,
+        use_patch_norm: bool = True,
+        use_class_token: bool = False,
+        use_pooling_branches: bool = True,
+        use_affine: bool = True,
         include_top: bool = True,
         pooling: str | None = None,
         preprocessor: ImagePreprocessor | None = None,
@@ -178,8 +178,8 @@ class BinaryViT(ImageClassifier):
             "embed_dims": embed_dims,
             "depths": depths,
             "num_heads": num_heads,
-            "reductions": reductions,
-            "expansions": expansions,
+            "sr_ratios": sr_ratios,
+            "mlp_ratios": mlp_ratios,
         }
         lengths = {argument: len(values) for argument, values in stages.items()}
         if len(set(lengths.values())) != 1:
@@ -188,19 +188,20 @@ class BinaryViT(ImageClassifier):
             raise ValueError("A model needs at least one stage. Received: depths=()")
         for depth in depths:
             positive_integer("depths", depth)
-        if class_token and (branches or len(depths) > 1):
+        if use_class_token and (use_pooling_branches or len(depths) > 1):
             raise ValueError(
                 "The pooling branches and further stages need a map, and a class token leaves none. "
-                f"Received: class_token={class_token}, branches={branches}, depths={tuple(depths)}"
+                f"Received: use_class_token={use_class_token}, use_pooling_branches={use_pooling_branches}, "
+                f"depths={tuple(depths)}"
             )
         input_quantizer = quantizers.get(input_quantizer)
         kernel_quantizer = quantizers.get(kernel_quantizer)
         conv_kernel_quantizer = quantizers.get(conv_kernel_quantizer)
 
         inputs = keras.Input(checked_image_shape(image_shape), name="images")
-        x = PatchEmbedding(embed_dims[0], patch_size, patch_norm, class_token, dtype=dtype, name="patch_embedding")(
-            inputs
-        )
+        x = PatchEmbedding(
+            embed_dims[0], patch_size, use_patch_norm, use_class_token, dtype=dtype, name="patch_embedding"
+        )(inputs)
         last_block = max(sum(depths) - 1, 1)
         block = 0
         for stage, depth in enumerate(depths):
@@ -216,13 +217,13 @@ class BinaryViT(ImageClassifier):
             for _ in range(depth):
                 x = BinaryTransformerBlock(
                     num_heads[stage],
-                    reductions[stage],
-                    expansions[stage],
+                    sr_ratios[stage],
+                    mlp_ratios[stage],
                     drop_path_rate * block / last_block,
                     input_quantizer,
                     kernel_quantizer,
-                    branches,
-                    affine,
+                    use_pooling_branches,
+                    use_affine,
                     binary_probabilities,
                     remat,
                     dtype=dtype,
@@ -230,7 +231,7 @@ class BinaryViT(ImageClassifier):
                 )(x)
                 block += 1
         x = BatchNorm(dtype=dtype, name="norm")(x)
-        outputs = top(x, num_classes, include_top, pooling, class_token, dtype)
+        outputs = top(x, num_classes, include_top, pooling, use_class_token, dtype)
         super().__init__(inputs, outputs, arguments)
 
     @property
@@ -243,10 +244,10 @@ class BinaryViT(ImageClassifier):
             ValueError: There is a class token, or a stride is no power of two.
         """
         strides = [self.patch_size * 2**stage for stage in range(len(self.depths))]
-        if self.class_token or any(stride & (stride - 1) for stride in strides):
+        if self.use_class_token or any(stride & (stride - 1) for stride in strides):
             raise ValueError(
                 "pyramid_outputs needs maps with strides that are powers of two. "
-                f"Received: class_token={self.class_token}, strides {strides}"
+                f"Received: use_class_token={self.use_class_token}, strides {strides}"
             )
         last = [sum(self.depths[: stage + 1]) - 1 for stage in range(len(self.depths))]
         blocks = [self.get_layer(f"block_{index}") for index in last]
@@ -260,7 +261,7 @@ class FlatBinaryViT(BinaryViT):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> BinaryViT:
         """Returns the `BinaryViT` of a config of version 0.1."""
-        config = {**config, "patch_norm": False, "reductions": (1,), "num_heads": (config["num_heads"],)}
-        for old, new in {"embed_dim": "embed_dims", "depth": "depths", "expansion": "expansions"}.items():
+        config = {**config, "use_patch_norm": False, "sr_ratios": (1,), "num_heads": (config["num_heads"],)}
+        for old, new in {"embed_dim": "embed_dims", "depth": "depths", "expansion": "mlp_ratios"}.items():
             config[new] = (config.pop(old),)
         return BinaryViT.from_config(config, custom_objects)

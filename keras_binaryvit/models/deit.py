@@ -20,7 +20,7 @@ _SMALL = {
     "embed_dim": 384,
     "depth": 12,
     "num_heads": 6,
-    "expansion": 4,
+    "mlp_ratio": 4,
 }
 
 _PAPER = "DeiT, arXiv 2012.12877"
@@ -57,7 +57,7 @@ class DeiT(ImageClassifier):
         embed_dim: Channels.
         depth: Number of blocks.
         num_heads: Attention heads; must divide the channels.
-        expansion: How many times wider the feed-forward layers are.
+        mlp_ratio: Hidden-to-input width ratio of the feed-forward layers.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         include_top: Whether the model gives logits. Without, it gives features.
         pooling: `"avg"`, `"max"` or `"token"`: features are a vector. `None`: features are the sequence of tokens, the
@@ -89,7 +89,7 @@ class DeiT(ImageClassifier):
         embed_dim: int = 384,
         depth: int = 12,
         num_heads: int = 6,
-        expansion: int = 4,
+        mlp_ratio: int = 4,
         drop_path_rate: float = 0.0,
         *,
         include_top: bool = True,
@@ -103,15 +103,15 @@ class DeiT(ImageClassifier):
         arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         image_shape = checked_image_shape(image_shape)
         depth = positive_integer("depth", depth)
-        expansion = positive_integer("expansion", expansion)
+        mlp_ratio = positive_integer("mlp_ratio", mlp_ratio)
         if positive_integer("embed_dim", embed_dim) % positive_integer("num_heads", num_heads):
             raise ValueError(f"num_heads must divide embed_dim. Received: num_heads={num_heads}, embed_dim={embed_dim}")
         kernel = keras.initializers.TruncatedNormal(stddev=0.02)
 
         inputs = keras.Input(image_shape, name="images")
-        x = PatchEmbedding(embed_dim, patch_size, norm=False, class_token=True, dtype=dtype, name="patch_embedding")(
-            inputs
-        )
+        x = PatchEmbedding(
+            embed_dim, patch_size, use_norm=False, use_class_token=True, dtype=dtype, name="patch_embedding"
+        )(inputs)
         x = layers.Reshape((x.shape[1], embed_dim), dtype=dtype, name="tokens")(x)
         for block in range(depth):
             prefix = f"block_{block}"
@@ -125,7 +125,7 @@ class DeiT(ImageClassifier):
             x = layers.Add(dtype=dtype, name=f"{prefix}_attention_residual")([x, h])
             h = layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=f"{prefix}_feed_forward_norm")(x)
             h = layers.Dense(
-                embed_dim * expansion, exact_gelu, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_expand"
+                embed_dim * mlp_ratio, exact_gelu, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_expand"
             )(h)
             h = layers.Dense(embed_dim, kernel_initializer=kernel, dtype=dtype, name=f"{prefix}_reduce")(h)
             h = layers.Dropout(**drop, name=f"{prefix}_feed_forward_drop_path")(h)

@@ -173,7 +173,9 @@ def top(
     """
     if pooling not in _POOLINGS or (pooling == "token" and not class_token):
         known = ", ".join(repr(name) for name in _POOLINGS if class_token or name != "token")
-        raise ValueError(f"pooling must be one of {known}. Received: pooling={pooling!r}, class_token={class_token}")
+        raise ValueError(
+            f"pooling must be one of {known}. Received: pooling={pooling!r}, use_class_token={class_token}"
+        )
     if include_top and pooling is None:
         pooling = "token" if class_token else "avg"
     if pooling is None:

@@ -29,6 +29,16 @@ Model = TypeVar("Model", bound="PresetModel")
 # What Keras keeps itself.
 _OF_KERAS = ("name", "trainable", "dtype")
 _FROZEN = "frozen_layers"
+# What arguments were called in version 0.1.
+_RENAMED = {
+    "affine": "use_affine",
+    "branches": "use_pooling_branches",
+    "class_token": "use_class_token",
+    "expansion": "mlp_ratio",
+    "expansions": "mlp_ratios",
+    "patch_norm": "use_patch_norm",
+    "reductions": "sr_ratios",
+}
 
 
 class PresetModel(keras.Model):
@@ -153,7 +163,11 @@ class PresetModel(keras.Model):
     @classmethod
     def from_config(cls: type[Model], config: dict, custom_objects: dict | None = None) -> Model:
         """Creates the model from `get_config()`."""
-        values = {name: _deserialized(value, custom_objects) for name, value in config.items()}
+        names = inspect.signature(cls.__init__).parameters  # a subclass may call its own arguments so
+        values = {
+            name if name in names else _RENAMED.get(name, name): _deserialized(value, custom_objects)
+            for name, value in config.items()
+        }
         frozen = set(values.pop(_FROZEN, ()))
         model = cls(**values)
         for layer in model._flatten_layers(include_self=False):

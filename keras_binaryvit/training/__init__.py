@@ -1,21 +1,21 @@
 """Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarization."""
 
-from keras_binaryvit.training.checkpoints import CheckpointError, Checkpoints
+from keras_binaryvit.training.checkpoints import CheckpointError, TrainingCheckpoint
 from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN
 from keras_binaryvit.training.distribution import Distribution, distribute
 from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
-from keras_binaryvit.training.losses import SoftCrossEntropy
+from keras_binaryvit.training.losses import SoftTargetCrossEntropy
 from keras_binaryvit.training.monitoring import AttentionMonitor, FlipMonitor, LearningRateMonitor
 from keras_binaryvit.training.progress import ProgressBar
 from keras_binaryvit.training.recipe import CosineSchedule, scaled_learning_rate
-from keras_binaryvit.training.stages import copy_weights, with_real_kernels
+from keras_binaryvit.training.stages import copy_weights, with_full_precision_kernels
 from keras_binaryvit.training.teachers import AdaptedTeacher
 
 __all__ = [
     "AdaptedTeacher",
     "AttentionMonitor",
     "CheckpointError",
-    "Checkpoints",
+    "TrainingCheckpoint",
     "CosineSchedule",
     "Distiller",
     "Distribution",
@@ -23,11 +23,11 @@ __all__ = [
     "LearningRateMonitor",
     "ProgressBar",
     "RaiseOnNaN",
-    "SoftCrossEntropy",
+    "SoftTargetCrossEntropy",
     "cache_logits",
     "copy_weights",
     "distribute",
     "scaled_learning_rate",
     "with_cached_logits",
-    "with_real_kernels",
+    "with_full_precision_kernels",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints: training that survives `kill -9`, a full disk and a damaged file, and continues bit for bit."""
+"""TrainingCheckpoint: training that survives `kill -9`, a full disk and a damaged file, and continues bit for bit."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged or belongs to another model or run; the message says which and what to do."""
 
 
-class Checkpoints(keras.callbacks.Callback):
+class TrainingCheckpoint(keras.callbacks.Callback):
     """Saves the whole state of training after every epoch, and continues from it.
 
     A file `epoch-0007.npz` is the state after 7 epochs: all variables of the model (latent weights, moving statistics,
@@ -40,7 +40,7 @@ class Checkpoints(keras.callbacks.Callback):
     Example:
 
     ```python
-    checkpoints = Checkpoints("run")
+    checkpoints = TrainingCheckpoint("run")
     epoch = checkpoints.completed_epochs  # 0 in a new folder
     training = kb.data.load("cifar10", augment=True, first_epoch=epoch)
     ...  # build and compile the model, as in the run that is continued
@@ -227,7 +227,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._warned_of_monitor = True
         self._warn(
             f"The logs have no {self.monitor!r}, so no checkpoint counts as the best. They have: {', '.join(logs)}. "
-            "Give fit validation_data, or Checkpoints another monitor."
+            "Give fit validation_data, or TrainingCheckpoint another monitor."
         )
 
     def _remove_old(self):

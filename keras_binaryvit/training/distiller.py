@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_binaryvit.training.losses import SoftCrossEntropy
+from keras_binaryvit.training.losses import SoftTargetCrossEntropy
 from keras_binaryvit.training.teachers import gives_probabilities
 from keras_binaryvit.typing import Logs, Tensor
 
@@ -27,7 +27,7 @@ class Distiller(keras.Model):
 
     With s the student's logits, t the teacher's and w the label weight, the loss of training is
 
-        (1 - w) SoftCrossEntropy(t, s) + w label_loss(labels, s) + the student's regularisation losses
+        (1 - w) SoftTargetCrossEntropy(t, s) + w label_loss(labels, s) + the student's regularisation losses
 
     The paper's w is 0: the teacher says everything, and labels only serve `metrics=["accuracy"]`. Evaluation needs
     labels and no teacher; its loss is the label loss.
@@ -48,7 +48,7 @@ class Distiller(keras.Model):
             inference mode. `AdaptedTeacher` makes one of any classifier. None if the batches bring the teacher's
             logits: see `with_cached_logits`.
         label_weight: w, from 0 to less than 1.
-        temperature: Of `SoftCrossEntropy`.
+        temperature: Of `SoftTargetCrossEntropy`.
         name: Name of the distiller.
 
     Raises:
@@ -75,7 +75,7 @@ class Distiller(keras.Model):
         super().__init__(name=name, dtype="mixed_float16" if half else "float32", autocast=False)
         self.student = student
         self.label_weight = label_weight
-        self.distillation_loss = SoftCrossEntropy(temperature)
+        self.distillation_loss = SoftTargetCrossEntropy(temperature)
         self._teacher = None
         if teacher is not None:
             teacher.trainable = False

@@ -1,4 +1,4 @@
-"""SoftCrossEntropy: the paper's only loss, from a teacher's logits."""
+"""SoftTargetCrossEntropy: the paper's only loss, from a teacher's logits."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from keras_binaryvit.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_binaryvit")
-class SoftCrossEntropy(keras.losses.Loss):
+class SoftTargetCrossEntropy(keras.losses.Loss):
     """The cross-entropy of the student's distribution under the teacher's.
 
     With logits t of the teacher and s of the student, and the temperature T,

@@ -1,7 +1,7 @@
 """FlipMonitor, AttentionMonitor and LearningRateMonitor: what to watch in the training of a binary network.
 
 Each adds values to the logs of an epoch, where every callback listed after it sees them: `keras.callbacks.CSVLogger`
-and `TensorBoard`, `ProgressBar`, `Checkpoints`, and `History`.
+and `TensorBoard`, `ProgressBar`, `TrainingCheckpoint`, and `History`.
 """
 
 import contextlib

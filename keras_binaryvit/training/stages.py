@@ -7,14 +7,14 @@ import keras
 from keras_binaryvit.layers.quantized import QuantizedKernel
 
 
-def with_real_kernels(model: keras.Model) -> keras.Model:
+def with_full_precision_kernels(model: keras.Model) -> keras.Model:
     """Returns a copy of `model`, weights included, that multiplies by its latent kernels as they are.
 
     Activations and attention probabilities stay binary. Train the copy, give its weights to the model with
     `copy_weights`, and train that one:
 
     ```python
-    first = with_real_kernels(model)
+    first = with_full_precision_kernels(model)
     first.fit(...)
     copy_weights(first, model)
     model.fit(...)

@@ -51,7 +51,7 @@ def vision_transformer():
     import keras_binaryvit as kb
 
     keras.utils.set_random_seed(0)
-    stages = {"embed_dims": (32, 64), "depths": (1, 1), "num_heads": (1, 2), "reductions": (2, 1), "expansions": (4, 4)}
+    stages = {"embed_dims": (32, 64), "depths": (1, 1), "num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (4, 4)}
     model = kb.BinaryViT(image_shape=(32, 32, 3), num_classes=10, **stages)
     rng = np.random.default_rng(0)
     for variable in model.variables:  # as after training: no zero shifts, no equal slopes

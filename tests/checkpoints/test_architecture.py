@@ -17,16 +17,16 @@ FLAT |= {"image_size": 8, "patch_size": 2, "num_channels": 1, "qkv_bias": True, 
 PYRAMID = {"hidden_size": [4, 8], "depths": [1, 2], "num_attention_heads": [1, 2], "intermediate_size": [8, 8]}
 PYRAMID |= {"reduction_ratio": [2, 1], "image_size": [8, 16], "patch_size": 16}  # the authors' code ignores the last
 SIZES = {"image_shape": (8, 8, 1), "num_classes": 5, "patch_size": 2}
-FLAT_MODEL = {**SIZES, "embed_dim": 8, "depth": 2, "num_heads": 2, "expansion": 3}
+FLAT_MODEL = {**SIZES, "embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
 PYRAMID_MODEL = {**SIZES, "image_shape": (8, 16, 1), "embed_dims": (4, 8), "depths": (1, 2), "num_heads": (1, 2)}
-PYRAMID_MODEL |= {"reductions": (2, 1), "expansions": (2, 1)}
+PYRAMID_MODEL |= {"sr_ratios": (2, 1), "mlp_ratios": (2, 1)}
 
 MODELS = {
     "pyramid": (PYRAMID, lambda: kb.BinaryViT(**PYRAMID_MODEL)),
     "pyramid_fp": (PYRAMID, lambda: kb.BinaryViT(**PYRAMID_MODEL, binary_patch_merging=False)),
-    "row_1": (FLAT, lambda: flat_vit(**FLAT_MODEL, class_token=True, branches=False, affine=False)),
-    "row_2": (FLAT, lambda: flat_vit(**FLAT_MODEL, branches=False, affine=False)),
-    "row_3": (FLAT, lambda: flat_vit(**FLAT_MODEL, affine=False)),
+    "row_1": (FLAT, lambda: flat_vit(**FLAT_MODEL, use_class_token=True, use_pooling_branches=False, use_affine=False)),
+    "row_2": (FLAT, lambda: flat_vit(**FLAT_MODEL, use_pooling_branches=False, use_affine=False)),
+    "row_3": (FLAT, lambda: flat_vit(**FLAT_MODEL, use_affine=False)),
     "row_4": (FLAT, lambda: flat_vit(**FLAT_MODEL)),
     "teacher": (FLAT, lambda: kb.DeiT(**FLAT_MODEL)),
 }

@@ -20,7 +20,7 @@ def test_round_trip_is_exact(name):
 
 def test_full_precision_merging_round_trip():
     options = {"image_shape": (16, 16, 3), "embed_dims": (8, 24), "depths": (1, 1), "num_heads": (1, 2)}
-    options |= {"reductions": (2, 1), "expansions": (2, 2), "num_classes": 3, "binary_patch_merging": False}
+    options |= {"sr_ratios": (2, 1), "mlp_ratios": (2, 2), "num_classes": 3, "binary_patch_merging": False}
     state = kb.checkpoints.to_torch_state_dict(kb.BinaryViT(**options))
     names = {name.removeprefix("vit.encoder.patch_embed1.") for name in state if "patch_embed1" in name}
     assert {"proj.weight", "norm0.weight", "norm.bias", "position_embeddings"} <= names

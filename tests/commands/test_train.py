@@ -22,8 +22,8 @@ MINI = {
     "embed_dims": (8,),
     "depths": (1,),
     "num_heads": (1,),
-    "reductions": (2,),
-    "expansions": (1,),
+    "sr_ratios": (2,),
+    "mlp_ratios": (1,),
 }
 CLASSES = 3
 
@@ -93,7 +93,7 @@ def run(monkeypatch, data_dir, tmp_path, capsys):
 
 
 def teacher(folder, num_classes=CLASSES):
-    model = kb.DeiT((32, 32, 3), num_classes, patch_size=16, embed_dim=16, depth=1, num_heads=1, expansion=1)
+    model = kb.DeiT((32, 32, 3), num_classes, patch_size=16, embed_dim=16, depth=1, num_heads=1, mlp_ratio=1)
     model.save(folder / "teacher.keras")
     return folder / "teacher.keras"
 

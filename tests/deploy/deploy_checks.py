@@ -60,7 +60,7 @@ def assert_same(frozen, model, x, share=1e-5, exceptions=0):
 def pyramid(**options):
     """Returns a pyramid of two stages, with all that a larger one has."""
     defaults = {"image_shape": (16, 16, 3), "num_classes": 5, "patch_size": 2, "embed_dims": (16, 32), "depths": (1, 1)}
-    defaults |= {"num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 2)}
+    defaults |= {"num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
     return randomize(kb.BinaryViT(**(defaults | options)))
 
 

@@ -45,10 +45,10 @@ def assert_converts(model, x=None, exceptions=0, share=1e-5):
     x = images(model, 16) if x is None else x
     frozen = kb.deploy.freeze(model)
     flatbuffer = kb.deploy.convert(frozen)
-    ops = kb.deploy.count_ops(flatbuffer)
+    ops = kb.deploy.count_operators(flatbuffer)
     assert ops["LceBconv2d"] == len(binary_layers(frozen))
     expected = keras.ops.convert_to_numpy(frozen(x))
-    actual = kb.deploy.predict(flatbuffer, x).reshape(expected.shape)
+    actual = kb.deploy.run(flatbuffer, x).reshape(expected.shape)
     assert np.sum(sample_errors(actual, expected) > share) <= exceptions
     return ops
 
@@ -73,7 +73,7 @@ def test_verify_says_so(model, flatbuffer, x):
     assert result.largest_difference < 1e-5 and result.mean_difference <= result.largest_difference
     expected = model.predict(x, verbose=0)
     assert result.model_accuracy == result.flatbuffer_accuracy == np.mean(expected.argmax(-1) == 0)
-    np.testing.assert_allclose(kb.deploy.predict(flatbuffer, x), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(kb.deploy.run(flatbuffer, x), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def another_design(x):
@@ -139,7 +139,7 @@ def test_operators_of_a_block():
 
 
 def test_operators_of_the_pyramid(flatbuffer):
-    ops = kb.deploy.count_ops(flatbuffer)
+    ops = kb.deploy.count_operators(flatbuffer)
     assert ops["LceBconv2d"] == 14
     assert ops.total() <= 130
     assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB", "PACK", "UNPACK"}
@@ -165,7 +165,7 @@ def test_a_layer_that_stays_float_is_an_error():
             kb.deploy.convert(model)
         with pytest.warns(UserWarning, match=message):
             flatbuffer = kb.deploy.convert(model, strict=False)
-        assert kb.deploy.count_ops(flatbuffer)["LceBconv2d"] == 0
+        assert kb.deploy.count_operators(flatbuffer)["LceBconv2d"] == 0
         kb.deploy.verify(model, flatbuffer, images(model))
 
 
@@ -250,7 +250,7 @@ def test_integer_images(converter):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype("uint8")
     assert kb.deploy.verify(model, flatbuffer, pixels).agreement == 1
     with pytest.raises(TypeError, match="takes uint8. Received: float32"):
-        kb.deploy.predict(flatbuffer, pixels.astype("float32"))
+        kb.deploy.run(flatbuffer, pixels.astype("float32"))
 
 
 def test_a_model_without_a_graph():
@@ -266,7 +266,7 @@ def test_a_model_without_a_graph():
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     model(x)
     flatbuffer = kb.deploy.convert(randomize(model))
-    assert kb.deploy.count_ops(flatbuffer)["LceBconv2d"] == 1
+    assert kb.deploy.count_operators(flatbuffer)["LceBconv2d"] == 1
     kb.deploy.verify(model, flatbuffer, x)
 
 
@@ -351,11 +351,11 @@ def test_sequences(options, others, converter):
     layer = kb.layers.QuantConv1D(32, 3, use_bias=False, **options, **BINARY)
     model = functional((8, 64), layer)
     flatbuffer = kb.deploy.convert(model, converter=converter)
-    ops = kb.deploy.count_ops(flatbuffer)
+    ops = kb.deploy.count_operators(flatbuffer)
     assert set(ops) == {"RESHAPE", "LceQuantize", "LceBconv2d"} | others
     assert ops["LceBconv2d"] == ops["LceQuantize"] == 1 and ops.total() <= 10
     x = images(model)
-    np.testing.assert_array_equal(kb.deploy.predict(flatbuffer, x), keras.ops.convert_to_numpy(model(x)))
+    np.testing.assert_array_equal(kb.deploy.run(flatbuffer, x), keras.ops.convert_to_numpy(model(x)))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -380,7 +380,7 @@ def test_a_temporal_network(ops):
 
     model = functional((20, 32), network)
     flatbuffer = kb.deploy.convert(model, ops)
-    counts = kb.deploy.count_ops(flatbuffer)
+    counts = kb.deploy.count_operators(flatbuffer)
     assert counts["LceBconv2d"] == counts["LceQuantize"] == counts["PADV2"] == 4 and counts["RESHAPE"] <= 3, counts
     assert not counts["DEPTHWISE_CONV_2D"] and not counts["MUL"], counts
     kb.deploy.verify(model, flatbuffer, images(model))
@@ -395,7 +395,7 @@ def test_depthwise_kernels_become_constants(converter):
         UserWarning, match="here: float32, no interpreter has a binary product for a QuantDepthwiseConv2D"
     ):
         flatbuffer = kb.deploy.convert(model, converter=converter)
-    counts = kb.deploy.count_ops(flatbuffer)
+    counts = kb.deploy.count_operators(flatbuffer)
     assert counts["DEPTHWISE_CONV_2D"] == counts["LceBconv2d"] == 1 and counts.total() <= 5, counts
     kb.deploy.verify(model, flatbuffer, images(model))
 
@@ -409,7 +409,7 @@ def test_binary_depthwise_convolutions_are_an_error(converter):
     ):
         kb.deploy.convert(model, converter=converter)
     flatbuffer = kb.deploy.convert(model, strict=False, converter=converter)
-    assert kb.deploy.count_ops(flatbuffer)["DEPTHWISE_CONV_2D"] == 1
+    assert kb.deploy.count_operators(flatbuffer)["DEPTHWISE_CONV_2D"] == 1
     kb.deploy.verify(model, flatbuffer, images(model))
 
 
@@ -450,7 +450,7 @@ def test_wrong_arguments(model, flatbuffer, x):
     with pytest.raises(ValueError, match="Each image needs a label"):
         kb.deploy.verify(model, flatbuffer, x, labels=[1])
     with pytest.raises(ValueError, match="no TFLite flatbuffer|flatbuffer"):
-        kb.deploy.count_ops(b"nothing of the kind")
+        kb.deploy.count_operators(b"nothing of the kind")
     unknown = keras.Input((None, None, 3))
     dynamic = keras.Model(unknown, layers.Conv2D(2, 3)(unknown))
     with pytest.raises(ValueError, match="must be known"):
@@ -464,7 +464,7 @@ def test_command_line_in_a_new_process(model, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "14 LceBconv2d" in done.stdout and "agreement 100.00%" in done.stdout
-    assert kb.deploy.count_ops(output.read_bytes())["LceBconv2d"] == 14
+    assert kb.deploy.count_operators(output.read_bytes())["LceBconv2d"] == 14
 
 
 def test_command_line_refuses_a_cut_file_and_keeps_the_old_output(model, run_converter, tmp_path):
@@ -482,7 +482,7 @@ def test_the_papers_network_is_as_lean_as_promised():
     """As it is before training; with no two constants alike it has 10 % more operators and bytes."""
     flatbuffer = kb.deploy.convert(kb.BinaryViT.from_preset("binaryvit_small"))
     inspection = kb.deploy.inspect(flatbuffer)
-    assert kb.deploy.count_ops(flatbuffer)["LceBconv2d"] == 124
+    assert kb.deploy.count_operators(flatbuffer)["LceBconv2d"] == 124
     assert inspection.total.binary_multiply_adds == 3_556_675_584
     assert len(inspection.operators) <= 1200
     assert inspection.total.bytes_moved <= 0.9e9

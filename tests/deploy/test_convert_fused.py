@@ -91,7 +91,7 @@ def test_feed_forward():
     layer = kb.layers.BinaryFeedForward(3)
     affine = kb.layers.ResidualAffine()
     flatbuffer = kb.deploy.convert(functional((4, 5, 40), lambda x: affine(layer(norm(x)))), "fused")
-    assert kb.deploy.count_ops(flatbuffer) == {"BinaryVitFeedForward": 1}
+    assert kb.deploy.count_operators(flatbuffer) == {"BinaryVitFeedForward": 1}
     operator = operators(flatbuffer)["BinaryVitFeedForward"]
     assert options(operator) == {"residual": 0}
     assert [(tensor.shape, tensor.dtype) for tensor in (*operator.inputs, *operator.outputs)] == [
@@ -159,7 +159,7 @@ def test_attention():
 def test_a_block_has_three():
     block = kb.layers.BinaryTransformerBlock(2, 2, 2)
     flatbuffer = kb.deploy.convert(functional((4, 4, 32), block), "fused")
-    assert kb.deploy.count_ops(flatbuffer) == BLOCK
+    assert kb.deploy.count_operators(flatbuffer) == BLOCK
     found = operators(flatbuffer)
     attention, pooling, feed_forward = (found[name] for name in BLOCK)
     assert [options(operator)["residual"] for operator in (attention, pooling, feed_forward)] == [1, 1, 1]
@@ -189,7 +189,7 @@ def test_a_block_has_three():
 def test_patch_merging():
     layer = kb.layers.PatchMerging(80)
     flatbuffer = kb.deploy.convert(functional((4, 4, 40), layer), "fused")
-    assert kb.deploy.count_ops(flatbuffer) == {"BinaryVitPatchMerging": 1, "ADD": 1}
+    assert kb.deploy.count_operators(flatbuffer) == {"BinaryVitPatchMerging": 1, "ADD": 1}
     _, kernel, parameters, outputs = operators(flatbuffer)["BinaryVitPatchMerging"].inputs
     bits = fused_reference.unpacked(array(kernel).reshape(80, 4, 2), 40)
     np.testing.assert_array_equal(
@@ -205,7 +205,7 @@ def test_patch_merging():
 
 
 def test_operators_and_their_names(model, flatbuffer):
-    assert kb.deploy.count_ops(flatbuffer) == {
+    assert kb.deploy.count_operators(flatbuffer) == {
         **{name: 2 for name in BLOCK},
         **{"BinaryVitPatchMerging": 1, "ADD": 2, "CONV_2D": 1, "MEAN": 1, "FULLY_CONNECTED": 1},
     }
@@ -298,7 +298,7 @@ def test_what_has_no_operator_is_converted_for_lce():
     assert not interpreters.is_fused(flatbuffer)
     layer = kb.layers.QuantConv2D(32, 3, input_quantizer="ste_sign", kernel_quantizer="ste_sign")
     flatbuffer = kb.deploy.convert(functional((5, 5, 32), lambda x: kb.layers.BinaryFeedForward(2)(layer(x))), "fused")
-    ops = kb.deploy.count_ops(flatbuffer)
+    ops = kb.deploy.count_operators(flatbuffer)
     assert ops["LceBconv2d"] == ops["BinaryVitFeedForward"] == 1
 
 
@@ -313,9 +313,9 @@ def test_float16_tables(model, flatbuffer):
             keras.layers.Flatten()(model.get_layer("block_0")(kb.layers.PatchEmbedding(16, 2)(x)))
         ),
     )
-    plain, half = (kb.deploy.convert(large, "fused", float16_tables=value) for value in (False, True))
-    ops = kb.deploy.count_ops(half)
-    assert ops == {**kb.deploy.count_ops(plain), "DEQUANTIZE": 2}
+    plain, half = (kb.deploy.convert(large, "fused", float16_constants=value) for value in (False, True))
+    ops = kb.deploy.count_operators(half)
+    assert ops == {**kb.deploy.count_operators(plain), "DEQUANTIZE": 2}
     constants = {
         operator.outputs[0].name: operator.inputs[0]
         for operator in tflite.read(half).operators
@@ -342,10 +342,10 @@ def test_float16_tables(model, flatbuffer):
 
 def test_float16_tables_for_lce(x):
     large = pyramid(num_classes=40)
-    flatbuffer = kb.deploy.convert(large, float16_tables=True)
-    assert kb.deploy.count_ops(flatbuffer)["DEQUANTIZE"] == 2  # a position embedding and the head
+    flatbuffer = kb.deploy.convert(large, float16_constants=True)
+    assert kb.deploy.count_operators(flatbuffer)["DEQUANTIZE"] == 2  # a position embedding and the head
     expected = numpy(large(x, training=False))
-    errors = sample_errors(kb.deploy.predict(flatbuffer, x), expected)
+    errors = sample_errors(kb.deploy.run(flatbuffer, x), expected)
     assert np.median(errors) < 2e-3  # a flipped bit may change a single image more
 
 
@@ -368,10 +368,10 @@ def test_values_that_float16_has_not():
     dense = keras.layers.Dense(64)
     model = functional((64,), dense)
     dense.bias.assign(np.full(64, 7e4))
-    kb.deploy.convert(model, float16_tables=True)  # small, and stays float32
+    kb.deploy.convert(model, float16_constants=True)  # small, and stays float32
     dense.kernel.assign(np.full((64, 64), -7e4))
     with pytest.raises(ValueError, match="7e.04; float16 ends at 65504"):
-        kb.deploy.convert(model, float16_tables=True)
+        kb.deploy.convert(model, float16_constants=True)
 
 
 # --- The values, in binaryvit-runtime ---
@@ -380,7 +380,7 @@ def test_values_that_float16_has_not():
 def assert_runs(model):
     flatbuffer, frozen = kb.deploy.convert(model, "fused"), kb.deploy.freeze(model, "fused")
     x = images(model, 4)
-    actual, expected = kb.deploy.predict(flatbuffer, x), numpy(frozen(x))
+    actual, expected = kb.deploy.run(flatbuffer, x), numpy(frozen(x))
     np.testing.assert_array_equal(actual.reshape(expected.shape), expected)
 
 
@@ -406,7 +406,7 @@ examples = settings(
 )
 @examples
 def test_blocks(height, width, head_dim, heads, reduction, expansion, branches):
-    block = kb.layers.BinaryTransformerBlock(heads, reduction, expansion, branches=branches)
+    block = kb.layers.BinaryTransformerBlock(heads, reduction, expansion, use_pooling_branches=branches)
     assert_runs(functional((height * reduction, width * reduction, heads * head_dim), block))
 
 
@@ -433,7 +433,7 @@ def test_equals_the_authors_recordings(name):
     recording = parity.Recording(name)
     flatbuffer = kb.deploy.convert(recording.model(), "fused")
     assert interpreters.is_fused(flatbuffer)
-    actual = kb.deploy.predict(flatbuffer, recording.images)
+    actual = kb.deploy.run(flatbuffer, recording.images)
     assert parity.relative_error(actual, recording.arrays["eval/logits"]) < 1e-5
 
 
@@ -460,10 +460,10 @@ def test_without_the_runtime(model, flatbuffer, x, monkeypatch):
 def test_command_line(model, run_converter, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
-    arguments = ["--ops", "fused", "--float16-tables", "--images", 4]
+    arguments = ["--ops", "fused", "--float16-constants", "--images", 4]
     out = run_converter("to_lce.py", tmp_path / "model.keras", output, *arguments)
     assert "2 BinaryVitAttention" in out and "agreement" in out
-    assert kb.deploy.count_ops(output.read_bytes())["DEQUANTIZE"] == 1
+    assert kb.deploy.count_operators(output.read_bytes())["DEQUANTIZE"] == 1
 
 
 def test_conversion_on_jax_gives_the_same_file(tmp_path):

@@ -103,7 +103,7 @@ NETWORKS = {
     "real merging": ((kb.layers.PatchMerging(16, binary=False),), {"Convolution": 1, "AddConstant": 1}),
     "embedding": ((kb.layers.PatchEmbedding(16, 2),), {"Convolution": 1, "AddConstant": 1}),
     "class token": (
-        (kb.layers.PatchEmbedding(16, 2, norm=False, class_token=True),),
+        (kb.layers.PatchEmbedding(16, 2, use_norm=False, use_class_token=True),),
         {"Convolution": 1, "Reshape": 1, "ZeroPadding2D": 1, "AddConstant": 1},
     ),
     "block": (

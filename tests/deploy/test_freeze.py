@@ -59,7 +59,9 @@ def train(model, steps=5):
     "create",
     [
         pyramid,
-        lambda: flat_vit((8, 8, 3), 5, 4, 16, 1, 2, 2, class_token=True, branches=False, affine=False),
+        lambda: flat_vit(
+            (8, 8, 3), 5, 4, 16, 1, 2, 2, use_class_token=True, use_pooling_branches=False, use_affine=False
+        ),
         lambda: kb.DeiT((8, 8, 3), 5, 4, 16, 1, 2, 2),
     ],
     ids=["pyramid", "class token", "deit"],
@@ -180,7 +182,7 @@ def test_saves_and_loads_in_a_new_process(frozen, tmp_path):
 
 def every_kind(x):
     """A network of layers of all kinds that frozen models are made of."""
-    x = kb.layers.PatchEmbedding(16, 2, norm=False, class_token=True)(x)
+    x = kb.layers.PatchEmbedding(16, 2, use_norm=False, use_class_token=True)(x)
     x = layers.Reshape((17, 16))(x)
     x = x + layers.MultiHeadAttention(2, 8)(layers.LayerNormalization()(x), x)
     x = layers.ZeroPadding2D(((0, 3), (0, 0)))(layers.Reshape((17, 1, 16))(x))

@@ -211,10 +211,10 @@ def test_damaged_operators():
 # ---- of converted models
 
 
-def pyramid_multiply_adds(image_side, patch_size, dims, depths, reductions, expansions):
+def pyramid_multiply_adds(image_side, patch_size, dims, depths, sr_ratios, mlp_ratios):
     """Binary multiply-adds of the pyramid with binary merging, from the paper's description alone."""
     total, side = 0, image_side // patch_size
-    for stage, (dim, depth, reduction, expansion) in enumerate(zip(dims, depths, reductions, expansions, strict=True)):
+    for stage, (dim, depth, reduction, expansion) in enumerate(zip(dims, depths, sr_ratios, mlp_ratios, strict=True)):
         if stage:
             side //= 2
             total += side**2 * dim * dims[stage - 1] * 2 * 2  # the patch merging, a 2x2 convolution
@@ -233,7 +233,7 @@ def test_the_papers_network_has_3_6_g_binary_multiply_adds():
 def converted():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("conversion needs the TensorFlow backend")
-    model = kb.BinaryViT((16, 16, 3), 5, 2, (16, 32), (1, 1), num_heads=(1, 2), reductions=(2, 1), expansions=(2, 2))
+    model = kb.BinaryViT((16, 16, 3), 5, 2, (16, 32), (1, 1), num_heads=(1, 2), sr_ratios=(2, 1), mlp_ratios=(2, 2))
     return model, kb.deploy.convert(model)
 
 
@@ -241,7 +241,9 @@ def converted():
 def test_of_a_converted_model(converted):
     model, flatbuffer = converted
     inspection = inspect(flatbuffer)
-    assert {name: cost.operators for name, cost in inspection.by_name().items()} == kb.deploy.count_ops(flatbuffer)
+    assert {name: cost.operators for name, cost in inspection.by_name().items()} == kb.deploy.count_operators(
+        flatbuffer
+    )
     total = inspection.total
     assert total.binary_multiply_adds == pyramid_multiply_adds(16, 2, (16, 32), (1, 1), (2, 1), (2, 2))
     # At least patch embedding, scores and context of both attentions, head; conversion may add such as pooling.

@@ -71,7 +71,7 @@ def test_without_signs_outputs_are_near_float32(data):
     keras.utils.set_random_seed(0)
     model = functional((8, 8, 3), lambda x: layers.Dense(10)(layers.Flatten()(layers.Conv2D(16, 3)(x))))
     content = kb.deploy.convert(model)
-    near, far = (kb.deploy.predict(with_int8_layers(content, images), data) for images in (data, data[:8] / 20))
+    near, far = (kb.deploy.run(with_int8_layers(content, images), data) for images in (data, data[:8] / 20))
     expected = model.predict(data, verbose=0)
     assert np.abs(near - expected).max() < 0.05 * np.abs(expected).max()
     assert np.abs(far - expected).max() > 0.2 * np.abs(expected).max()  # ranges come from the data

@@ -47,17 +47,17 @@ def test_lces_interpreter_is_for_numpy_1(monkeypatch):
 def test_batches_of_the_files_size(pair):
     pytest.importorskip("binaryvit_runtime")
     x = np.arange(-6, 6, dtype="float64").reshape(4, 3)
-    np.testing.assert_array_equal(kb.deploy.predict(pair, x), np.abs(x))
-    assert kb.deploy.predict(pair, x).dtype == np.float32
+    np.testing.assert_array_equal(kb.deploy.run(pair, x), np.abs(x))
+    assert kb.deploy.run(pair, x).dtype == np.float32
     with pytest.raises(ValueError, match="batches of 2.*Received: 3"):
-        kb.deploy.predict(pair, x[:3])
+        kb.deploy.run(pair, x[:3])
 
 
 def test_several_inputs_and_outputs(several):
     pytest.importorskip("binaryvit_runtime")
     a, b = np.float32([[1, -2, 3], [-4, 5, 6]]), np.arange(8, dtype="float32").reshape(2, 2, 2)
     for inputs in ([a, b], (a, b), {"b": b, "a": a}):
-        outputs = kb.deploy.predict(several, inputs)
+        outputs = kb.deploy.run(several, inputs)
         assert isinstance(outputs, list)
         np.testing.assert_array_equal(outputs[0], np.abs(a))
         np.testing.assert_array_equal(outputs[1], -b)

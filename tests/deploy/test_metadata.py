@@ -123,7 +123,7 @@ def test_interpreters_run_it_as_before():
     once = add_metadata(flatbuffer, PREPROCESSOR, list("abcd"))
     twice = add_metadata(once, None, list("efgh"))
     for changed in once, twice:
-        np.testing.assert_array_equal(kb.deploy.predict(changed, x), kb.deploy.predict(flatbuffer, x))
+        np.testing.assert_array_equal(kb.deploy.run(changed, x), kb.deploy.run(flatbuffer, x))
         np.testing.assert_array_equal(run(changed), run(flatbuffer))
     assert content(twice)["labels"] == list("efgh") and "min_runtime_version" in entries(twice)
 

@@ -158,8 +158,8 @@ def test_blocks(
         heads,
         reduction,
         expansion,
-        branches=branches,
-        affine=affine,
+        use_pooling_branches=branches,
+        use_affine=affine,
         input_quantizer=input_quantizer,
         kernel_quantizer=kernel_quantizer,
     )

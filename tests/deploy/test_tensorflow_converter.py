@@ -48,7 +48,7 @@ def assert_same_file(model, ops="lce"):
     ours, theirs = (kb.deploy.convert(model, ops, converter=converter) for converter in ("tensorflow", "lce"))
     assert canonical(ours) == canonical(theirs)
     x = images(model, 4)
-    np.testing.assert_array_equal(kb.deploy.predict(ours, x), kb.deploy.predict(theirs, x))
+    np.testing.assert_array_equal(kb.deploy.run(ours, x), kb.deploy.run(theirs, x))
     names = [[t.name for t in (*m.inputs, *m.outputs)] for m in map(flatbuffers.read, (ours, theirs))]
     assert names[0] == names[1]
 
@@ -61,7 +61,7 @@ def test_equals_lces_recorded_files(name):
     flatbuffer = kb.deploy.convert(frozen, MODELS[name][1], converter="tensorflow")
     assert canonical(flatbuffer) == canonical(recorded)
     x = images(frozen, 8)
-    np.testing.assert_array_equal(kb.deploy.predict(flatbuffer, x), kb.deploy.predict(recorded, x))
+    np.testing.assert_array_equal(kb.deploy.run(flatbuffer, x), kb.deploy.run(recorded, x))
 
 
 @needs_lce

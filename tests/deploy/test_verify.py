@@ -23,8 +23,8 @@ ARGUMENTS = {
     "embed_dims": (16, 32),
     "depths": (1, 1),
     "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 2),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (2, 2),
 }
 IMAGES = np.random.default_rng(3).normal(size=(100, 16, 16, 3)).astype("float32")
 
@@ -69,7 +69,7 @@ def test_no_layer_differs(model, flatbuffer):
     assert first_difference(model, flatbuffer, IMAGES[0]) is None
     result = kb.deploy.verify(model, flatbuffer, IMAGES)
     assert result.agreement == 1 and result.first_difference is None
-    np.testing.assert_allclose(result.flatbuffer_logits, kb.deploy.predict(flatbuffer, IMAGES))
+    np.testing.assert_allclose(result.flatbuffer_logits, kb.deploy.run(flatbuffer, IMAGES))
     np.testing.assert_allclose(result.model_logits, model.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-5)
 
 
@@ -119,6 +119,6 @@ def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True)
     twice = (tmp_path / "twice.tflite").read_bytes()
-    assert kb.deploy.count_ops(twice) == kb.deploy.count_ops(flatbuffer)  # the factor is in the head
-    expected = kb.deploy.predict(flatbuffer, IMAGES[:4])
-    np.testing.assert_allclose(kb.deploy.predict(twice, IMAGES[:4]), 2 * expected, rtol=1e-5)
+    assert kb.deploy.count_operators(twice) == kb.deploy.count_operators(flatbuffer)  # the factor is in the head
+    expected = kb.deploy.run(flatbuffer, IMAGES[:4])
+    np.testing.assert_allclose(kb.deploy.run(twice, IMAGES[:4]), 2 * expected, rtol=1e-5)

@@ -24,7 +24,7 @@ def test_values(heads, reduction, expansion):
 
 @pytest.mark.parametrize("branches, affine", [(False, False), (False, True), (True, False)])
 def test_ablations(branches, affine):
-    layer, x = BinaryTransformerBlock(2, branches=branches, affine=affine), normal(2, 4, 2, 4)
+    layer, x = BinaryTransformerBlock(2, use_pooling_branches=branches, use_affine=affine), normal(2, 4, 2, 4)
     check_layer(layer, x.shape, signs=True)
     layer.attention.binarizer.clip.assign(1.5 / 8)
     assert_close(numpy(layer(x)), np_block(layer, x, branches, affine))

@@ -55,7 +55,7 @@ def test_embedding(patch_size):
 
 
 def test_embedding_with_a_class_token():
-    layer, x = PatchEmbedding(5, 2, norm=False, class_token=True), normal(2, 8, 4, 3)
+    layer, x = PatchEmbedding(5, 2, use_norm=False, use_class_token=True), normal(2, 8, 4, 3)
     check_layer(layer, x.shape)
     product = np.einsum("bhwpqc,pqcd->bhwd", np_patches(x, 2), float64(layer.convolution.kernel))
     patches = (product + float64(layer.convolution.bias)).reshape(2, 8, 5)

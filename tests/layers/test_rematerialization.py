@@ -30,7 +30,7 @@ def test_training_is_the_same():
 @pytest.mark.parametrize("remat", [False, True])
 def test_models_pass_it_to_their_blocks(remat):
     shapes = {"image_shape": (8, 8, 3), "num_classes": 2, "patch_size": 4, "remat": remat}
-    stages = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 1), "reductions": (1, 1), "expansions": (1, 1)}
+    stages = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 1), "sr_ratios": (1, 1), "mlp_ratios": (1, 1)}
     for model in (kb.BinaryViT(**shapes, **stages), flat_vit(**shapes, embed_dim=4, depth=2, num_heads=1)):
         blocks = [layer for layer in model.layers if isinstance(layer, kb.layers.BinaryTransformerBlock)]
         assert [block.remat for block in blocks] == [remat, remat]

@@ -18,10 +18,10 @@ TWO_STAGES = {
     "embed_dims": (4, 8),
     "depths": (1, 1),
     "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 1),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (2, 1),
 }
-ONE_STAGE = {"embed_dims": (4,), "depths": (1,), "num_heads": (2,), "reductions": (2,), "expansions": (1,)}
+ONE_STAGE = {"embed_dims": (4,), "depths": (1,), "num_heads": (2,), "sr_ratios": (2,), "mlp_ratios": (1,)}
 
 
 def small(**changes):
@@ -49,7 +49,7 @@ def test_small_has_the_papers_parameters():
 
 def test_preset_with_real_merging():
     model = BinaryViT.from_preset(
-        "binaryvit_small_fp_merging", image_shape=(64, 64, 3), depths=(1, 1, 1, 1), reductions=(2, 2, 1, 1)
+        "binaryvit_small_fp_merging", image_shape=(64, 64, 3), depths=(1, 1, 1, 1), sr_ratios=(2, 2, 1, 1)
     )
     mergings = [layer for layer in model.layers if isinstance(layer, PatchMerging)]
     assert [layer.embed_dim for layer in mergings] == [128, 256, 512]
@@ -79,8 +79,8 @@ def test_unknown_preset():
             "embed_dims": (4, 4, 8),
             "depths": (1, 2, 1),
             "num_heads": (1, 2, 4),
-            "reductions": (4, 2, 1),
-            "expansions": (1, 2, 3),
+            "sr_ratios": (4, 2, 1),
+            "mlp_ratios": (1, 2, 3),
         },
     ],
     ids=["one-stage", "real-merging", "three-stages"],
@@ -95,8 +95,8 @@ def test_any_stages_and_image_shapes(changes):
         rows, columns, _ = arguments["image_shape"]
         assert block.input.shape[1:] == (rows // side, columns // side, arguments["embed_dims"][stage])
         assert block.attention.num_heads == arguments["num_heads"][stage]
-        assert block.attention.reduction == arguments["reductions"][stage]
-        assert block.feed_forward.expansion == arguments["expansions"][stage]
+        assert block.attention.reduction == arguments["sr_ratios"][stage]
+        assert block.feed_forward.expansion == arguments["mlp_ratios"][stage]
     assert model.input_shape == (None, *arguments["image_shape"])
     assert model.output_shape == (None, 3)
     assert [layer.binary for layer in model.layers if isinstance(layer, PatchMerging)] == [
@@ -177,16 +177,16 @@ def test_losses_are_scaled_in_float16():
     "changes, message",
     [
         ({"embed_dims": (4,)}, "'embed_dims': 1, 'depths': 2"),
-        ({"expansions": (2, 2, 2)}, "'expansions': 3"),
+        ({"mlp_ratios": (2, 2, 2)}, "'mlp_ratios': 3"),
         ({"image_shape": (16, 16)}, r"image_shape=\(16, 16\)"),
         ({"image_shape": (15, 16, 3)}, "map 15x16"),
         ({"image_shape": (18, 16, 3)}, "reduction=2, map 9x8"),
-        ({"image_shape": (18, 16, 3), "reductions": (1, 1)}, "map 9x8"),
+        ({"image_shape": (18, 16, 3), "sr_ratios": (1, 1)}, "map 9x8"),
         ({"image_shape": (16, None, 3)}, r"image_shape=None"),
         ({"patch_size": 3}, "multiples of 3.*map 16x16"),
         ({"num_heads": (1, 3)}, "num_heads=3, channels=8"),
-        ({"reductions": (1, 0)}, "reduction=0"),
-        ({"expansions": (1, 0)}, "expansion=0"),
+        ({"sr_ratios": (1, 0)}, "reduction=0"),
+        ({"mlp_ratios": (1, 0)}, "expansion=0"),
         ({"embed_dims": (4, 6)}, "embed_dim=6, channels=4"),
         ({"num_classes": 0}, "units=0"),
         ({"drop_path_rate": 1.5}, "rate=1.5"),

@@ -65,7 +65,7 @@ def test_drop_path_drops_whole_samples_and_rises_linearly():
 
 
 def test_config_round_trip():
-    arguments = {**SMALL, "expansion": 2, "drop_path_rate": 0.25, "dtype": "mixed_bfloat16", "name": "mine"}
+    arguments = {**SMALL, "mlp_ratio": 2, "drop_path_rate": 0.25, "dtype": "mixed_bfloat16", "name": "mine"}
     model = DeiT(**arguments)
     config = model.get_config()
     assert set(config) == set(inspect.signature(DeiT).parameters)
@@ -95,7 +95,7 @@ def test_fits():
         ({"image_shape": (8, 10, 3)}, "multiples of 4.*map 8x10"),
         ({"depth": 0}, "depth=0"),
         ({"num_heads": 3}, "num_heads=3, embed_dim=8"),
-        ({"expansion": 0}, "expansion=0"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0"),
         ({"num_classes": 0}, "units=0"),
         ({"drop_path_rate": 1.5}, "rate=1.5"),
     ],

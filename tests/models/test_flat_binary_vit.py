@@ -13,10 +13,10 @@ from keras_binaryvit.layers import BinaryTransformerBlock
 SMALL = {"image_shape": (8, 12, 3), "num_classes": 3, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
 PRESETS = [name for name in BinaryViT.presets if name.startswith("reactdeit")]
 ROWS = [
-    {"class_token": True, "branches": False, "affine": False},
-    {"class_token": False, "branches": False, "affine": False},
-    {"class_token": False, "branches": True, "affine": False},
-    {"class_token": False, "branches": True, "affine": True},
+    {"use_class_token": True, "use_pooling_branches": False, "use_affine": False},
+    {"use_class_token": False, "use_pooling_branches": False, "use_affine": False},
+    {"use_class_token": False, "use_pooling_branches": True, "use_affine": False},
+    {"use_class_token": False, "use_pooling_branches": True, "use_affine": True},
 ]
 
 
@@ -32,7 +32,7 @@ def test_presets_are_the_four_rows():
     for name, row in zip(PRESETS, ROWS, strict=True):
         model = BinaryViT.from_preset(name, depths=(1,), num_classes=7)
         assert (model.name, model.num_classes, model.embed_dims, model.patch_size) == (name, 7, (384,), 16)
-        assert (model.num_heads, model.expansions, model.patch_norm) == ((6,), (4,), False)
+        assert (model.num_heads, model.mlp_ratios, model.use_patch_norm) == ((6,), (4,), False)
         assert {key: getattr(model, key) for key in row} == row
         assert {"depths": (12,), "num_classes": 1000}.items() <= BinaryViT.presets[name].config.items()
     with pytest.raises(ValueError, match="'deit_small' is a DeiT, not a BinaryViT"):
@@ -88,7 +88,7 @@ def test_config_round_trip(row):
     arguments = {
         **SMALL,
         **row,
-        "expansion": 2,
+        "mlp_ratio": 2,
         "drop_path_rate": 0.25,
         "binary_probabilities": False,
         "remat": True,
@@ -103,7 +103,7 @@ def test_config_round_trip(row):
     clone = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     assert clone.get_config() == config
     assert {key: config[key] for key in row} == row
-    assert (config["embed_dims"], config["depths"], config["expansions"]) == ((8,), (2,), (2,))
+    assert (config["embed_dims"], config["depths"], config["mlp_ratios"]) == ((8,), (2,), (2,))
     assert [(weight.path, weight.shape) for weight in clone.weights] == [
         (weight.path, weight.shape) for weight in model.weights
     ]
@@ -126,13 +126,13 @@ def test_fits(row):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"class_token": True}, "class_token=True, branches=True"),
-        ({"pooling": "token"}, "pooling='token', class_token=False"),
+        ({"use_class_token": True}, "class_token=True, use_pooling_branches=True"),
+        ({"pooling": "token"}, "pooling='token', use_class_token=False"),
         ({"image_shape": (8, 12)}, r"image_shape=\(8, 12\)"),
         ({"image_shape": (8, 10, 3)}, "multiples of 4.*map 8x10"),
         ({"depth": 0}, "depths=0"),
         ({"num_heads": 3}, "num_heads=3, channels=8"),
-        ({"expansion": 1.5}, "expansion=1.5"),
+        ({"mlp_ratio": 1.5}, "expansion=1.5"),
         ({"num_classes": 0}, "units=0"),
         ({"kernel_quantizer": "no_such_sign"}, "'no_such_sign'"),
     ],

@@ -141,5 +141,5 @@ def test_deployed_and_trained_copies():
     frozen = kb.deploy.freeze(model)
     images = pixels(2, 16, 16, 3)
     np.testing.assert_allclose(numpy(frozen(PREPROCESSOR(images))), numpy(model(images)), rtol=1e-4, atol=1e-3)
-    copy = kb.training.with_real_kernels(model)
+    copy = kb.training.with_full_precision_kernels(model)
     assert copy.class_names == NAMES

@@ -16,17 +16,17 @@ import keras_binaryvit as kb
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["pyramid", "flat", "class_token"]
-FLAT = {"patch_size": 4, "embed_dims": (32,), "depths": (1,), "num_heads": (2,), "reductions": (1,), "expansions": (2,)}
+FLAT = {"patch_size": 4, "embed_dims": (32,), "depths": (1,), "num_heads": (2,), "sr_ratios": (1,), "mlp_ratios": (2,)}
 ARGUMENTS = {
     "pyramid": {
         "patch_size": 2,
-        **{"embed_dims": (32, 64), "depths": (1, 1), "num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 1)},
+        **{"embed_dims": (32, 64), "depths": (1, 1), "num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (2, 1)},
         "drop_path_rate": 0.1,
     },
-    "flat": {**FLAT, "patch_norm": False},
+    "flat": {**FLAT, "use_patch_norm": False},
     "class_token": {
         **FLAT,
-        **{"patch_norm": False, "class_token": True, "branches": False, "affine": False},
+        **{"use_patch_norm": False, "use_class_token": True, "use_pooling_branches": False, "use_affine": False},
         "kernel_quantizer": "scaled_sign",
     },
 }

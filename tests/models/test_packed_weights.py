@@ -14,8 +14,8 @@ SMALL = {
     "embed_dims": (12, 24),
     "depths": (1, 1),
     "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 2),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (2, 2),
     "drop_path_rate": 0.1,
 }
 
@@ -102,7 +102,7 @@ def test_kernels_of_other_values_are_refused():
         ({"embed_dims": (12, 48)}, r"patch_merging_1.*the model has"),
         ({"num_classes": 5}, r"head/kernel: shape \(24, 3\), and the model has \(24, 5\)"),
         ({"depths": (1, 2)}, "block_2.* is missing"),
-        ({"reductions": (1, 1)}, "block_0/attention/reduced.* is not in the model"),
+        ({"sr_ratios": (1, 1)}, "block_0/attention/reduced.* is not in the model"),
     ],
 )
 def test_another_architecture_changes_nothing(changes, message):

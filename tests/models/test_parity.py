@@ -80,8 +80,8 @@ def test_other_rows_are_row_4_with_neutral_parameters(branches, training):
         neutral[name] = array
     row = {k: v for k, v in neutral.items() if ".layerscale." not in k and (branches or ".layerscale_" not in k)}
     model, row_4 = recording.model(row), recording.model(neutral)
-    assert (model.class_token, model.branches, model.affine) == (False, branches, False)
-    assert (row_4.class_token, row_4.branches, row_4.affine) == (False, True, True)
+    assert (model.use_class_token, model.use_pooling_branches, model.use_affine) == (False, branches, False)
+    assert (row_4.use_class_token, row_4.use_pooling_branches, row_4.use_affine) == (False, True, True)
 
     expected_logits, _, expected = parity.train_step(row_4, recording.images, recording.labels, training)
     logits, _, gradients = parity.train_step(model, recording.images, recording.labels, training)

@@ -19,8 +19,8 @@ SMALL = {
     "embed_dims": (12, 24),
     "depths": (1, 1),
     "num_heads": (1, 2),
-    "reductions": (2, 1),
-    "expansions": (2, 2),
+    "sr_ratios": (2, 1),
+    "mlp_ratios": (2, 2),
 }
 CLASSES = {
     "class_names": ("cat", "dog", "a bird"),

@@ -13,11 +13,11 @@ from layer_checks import flat_vit, normal, numpy, randomize
 import keras_binaryvit as kb
 
 SIZES = {"image_shape": (8, 16, 3), "num_classes": 3, "patch_size": 4}
-STAGES = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 2), "reductions": (2, 1), "expansions": (2, 1)}
+STAGES = {"embed_dims": (4, 8), "depths": (1, 1), "num_heads": (1, 2), "sr_ratios": (2, 1), "mlp_ratios": (2, 1)}
 BLOCKS = {"embed_dim": 8, "depth": 1, "num_heads": 2}
 MODELS = {
     "pyramid": lambda: kb.BinaryViT(**{**SIZES, "patch_size": 2}, **STAGES),
-    "row_1": lambda: flat_vit(**SIZES, **BLOCKS, class_token=True, branches=False, affine=False),
+    "row_1": lambda: flat_vit(**SIZES, **BLOCKS, use_class_token=True, use_pooling_branches=False, use_affine=False),
     "row_4": lambda: flat_vit(**SIZES, **BLOCKS),
     "teacher": lambda: kb.DeiT(**SIZES, **BLOCKS),
 }

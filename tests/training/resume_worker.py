@@ -69,7 +69,7 @@ def digest(model):
 
 def main(folder, *kill_at):
     warnings.filterwarnings("error", message="No checkpoint|The checkpoint|The logs")
-    checkpoints = kb.training.Checkpoints(folder, keep=2)
+    checkpoints = kb.training.TrainingCheckpoint(folder, keep=2)
     epoch = checkpoints.completed_epochs
     training = kb.data.load(
         "digits", "train[:192]", batch_size=BATCH, augment=True, shuffle=True, seed=5, first_epoch=epoch

@@ -77,8 +77,8 @@ def train(arguments, devices):
             embed_dims=(arguments.channels,),
             depths=(1,),
             num_heads=(2,),
-            reductions=(1,),
-            expansions=(1,),
+            sr_ratios=(1,),
+            mlp_ratios=(1,),
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])

@@ -1,4 +1,4 @@
-"""Checkpoints: files that are whole or not there, what they bring back, and training that continues bit for bit."""
+"""TrainingCheckpoint: files that are whole or not there, what they bring back, and how training continues."""
 
 import shutil
 import warnings
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_binaryvit as kb
-from keras_binaryvit.training import CheckpointError, Checkpoints
+from keras_binaryvit.training import CheckpointError, TrainingCheckpoint
 
 IMAGES = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
 LABELS = np.arange(24) % 3
@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
     states = []
     keep_states = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: states.append(state(model)))
     model = build()
-    checkpoints = Checkpoints(folder, monitor="loss")
+    checkpoints = TrainingCheckpoint(folder, monitor="loss")
     fit(model, checkpoints, 3, callbacks=[keep_states])
     return folder, states, checkpoints.history
 
@@ -90,7 +90,7 @@ def test_killed_and_resumed(tmp_path):
 
 def test_restore_brings_everything_back(trained):
     folder, states, history = trained
-    checkpoints = Checkpoints(folder, monitor="loss")
+    checkpoints = TrainingCheckpoint(folder, monitor="loss")
     assert checkpoints.completed_epochs == 3
     model = build()
     assert checkpoints.restore(model) == 3
@@ -103,7 +103,7 @@ def test_interrupted_training_continues(trained, tmp_path):
     folder, states, history = trained
     (tmp_path / "run").mkdir()
     shutil.copy(folder / "epoch-0001.npz", tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run", monitor="loss")
+    checkpoints = TrainingCheckpoint(tmp_path / "run", monitor="loss")
     model = build()
     epoch = checkpoints.restore(model)
     fit(model, checkpoints, 3, epoch)
@@ -112,7 +112,7 @@ def test_interrupted_training_continues(trained, tmp_path):
 
 
 def test_a_new_folder(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "new" / "run")
+    checkpoints = TrainingCheckpoint(tmp_path / "new" / "run")
     assert checkpoints.completed_epochs == checkpoints.restore(build()) == 0
     assert checkpoints.best is None and checkpoints.history == {}
 
@@ -120,14 +120,14 @@ def test_a_new_folder(tmp_path):
 def test_loss_scale_and_learning_rate(tmp_path):
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), initial_scale=8.0)
     model = build(optimizer=optimizer)
-    checkpoints = Checkpoints(tmp_path, monitor=None)
+    checkpoints = TrainingCheckpoint(tmp_path, monitor=None)
     fit(model, checkpoints, 1)
     optimizer.inner_optimizer.learning_rate = 0.03
     optimizer.dynamic_scale.assign(64.0)
     fit(model, checkpoints, 2, 1)
     expected = state(model)
     other = build(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)))
-    Checkpoints(tmp_path).restore(other)
+    TrainingCheckpoint(tmp_path).restore(other)
     assert_same_state(other, expected)
     assert float(other.optimizer.dynamic_scale) == 64
     np.testing.assert_allclose(float(other.optimizer.learning_rate), 0.03)
@@ -135,10 +135,10 @@ def test_loss_scale_and_learning_rate(tmp_path):
 
 def test_bfloat16_variables(tmp_path):
     model = build(dtype="bfloat16")
-    fit(model, Checkpoints(tmp_path, monitor=None), 1)
+    fit(model, TrainingCheckpoint(tmp_path, monitor=None), 1)
     assert "bfloat16" in {variable.dtype for variable in model.variables}
     other = build(dtype="bfloat16")
-    Checkpoints(tmp_path).restore(other)
+    TrainingCheckpoint(tmp_path).restore(other)
     for found, wanted in zip(state(other), state(model), strict=True):
         np.testing.assert_array_equal(found.astype("float64"), wanted.astype("float64"))
 
@@ -163,15 +163,15 @@ def test_a_student_without_its_teacher(tmp_path):
         return model
 
     model = pair()
-    fit(model, Checkpoints(tmp_path, monitor=None), 1)
+    fit(model, TrainingCheckpoint(tmp_path, monitor=None), 1)
     with np.load(tmp_path / "epoch-0001.npz") as content:
         assert sum(name.startswith("model/") for name in content) == len(model.student.variables)
     other = pair()
-    Checkpoints(tmp_path).restore(other)
+    TrainingCheckpoint(tmp_path).restore(other)
     for found, wanted in zip(other.student.variables, model.student.variables, strict=True):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (found, wanted)))
     student = build()
-    Checkpoints(tmp_path, monitor="loss").load_best(student)
+    TrainingCheckpoint(tmp_path, monitor="loss").load_best(student)
     np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (student.weights[0], model.student.weights[0])))
 
 
@@ -179,10 +179,10 @@ def test_a_student_without_its_teacher(tmp_path):
 
 
 def saved(folder, values, keep, monitor="score", mode="auto"):
-    """Lets Checkpoints see the epochs of a training with these values of `score`."""
+    """Lets TrainingCheckpoint see the epochs of a training with these values of `score`."""
     model = build()
     model.optimizer.build(model.trainable_variables)
-    checkpoints = Checkpoints(folder, keep=keep, monitor=monitor, mode=mode)
+    checkpoints = TrainingCheckpoint(folder, keep=keep, monitor=monitor, mode=mode)
     checkpoints.set_model(model)
     checkpoints.on_train_begin()
     for epoch, value in enumerate(values):
@@ -208,10 +208,10 @@ def test_the_best_and_the_last_are_kept(tmp_path_factory, values, keep, smallest
     if known:
         best = -(min(known, key=lambda pair: (pair[0], -pair[1])) if smallest else max(known))[1]
         expected.add(best)
-        for reader in (checkpoints, Checkpoints(folder, monitor=checkpoints.monitor)):
+        for reader in (checkpoints, TrainingCheckpoint(folder, monitor=checkpoints.monitor)):
             assert reader.best == folder / f"epoch-{best + 1:04d}.npz"
         model = build()
-        assert Checkpoints(folder, monitor=checkpoints.monitor).load_best(model) == best + 1
+        assert TrainingCheckpoint(folder, monitor=checkpoints.monitor).load_best(model) == best + 1
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.layers[-1].bias), [best] * 3)
     assert names(folder) == [f"epoch-{epoch + 1:04d}.npz" for epoch in sorted(expected)]
 
@@ -222,10 +222,10 @@ def test_mode(tmp_path):
 
 def test_monitor_that_is_not_there(tmp_path):
     with pytest.warns(UserWarning, match="have no 'val_accuracy'.*They have: accuracy, loss") as caught:
-        fit(build(), Checkpoints(tmp_path), 2)
+        fit(build(), TrainingCheckpoint(tmp_path), 2)
     assert len([warning for warning in caught if "val_accuracy" in str(warning.message)]) == 1
     with pytest.raises(CheckpointError, match="No checkpoint .* has a value of 'val_accuracy'"):
-        Checkpoints(tmp_path).load_best(build())
+        TrainingCheckpoint(tmp_path).load_best(build())
 
 
 # Files.
@@ -253,7 +253,7 @@ def test_damage_is_noticed(trained, tmp_path_factory, data):
     newest.write_bytes(content)
     model = build()
     with pytest.warns(UserWarning, match="epoch-0003.npz' was cut short or changed.*The checkpoint before it is used"):
-        assert Checkpoints(folder).restore(model) == 2
+        assert TrainingCheckpoint(folder).restore(model) == 2
     assert_same_state(model, trained[1][1])
 
 
@@ -264,13 +264,13 @@ def test_all_damaged(trained, tmp_path):
     model = build()
     before = [np.array(value) for value in model.get_weights()]
     with pytest.raises(CheckpointError, match=r"All checkpoints in .* are damaged \(3\).*Remove them"):
-        Checkpoints(tmp_path / "run").restore(model)
+        TrainingCheckpoint(tmp_path / "run").restore(model)
     for found, wanted in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_full_disk(tmp_path):
-    checkpoints = Checkpoints(tmp_path, monitor="loss")
+    checkpoints = TrainingCheckpoint(tmp_path, monitor="loss")
     model = build()
     fit(model, checkpoints, 1)
     before = (tmp_path / "epoch-0001.npz").read_bytes()
@@ -280,11 +280,11 @@ def test_full_disk(tmp_path):
     assert (tmp_path / "epoch-0001.npz").read_bytes() == before
     fit(model, checkpoints, 3, 2)
     assert names(tmp_path) == ["epoch-0001.npz", "epoch-0003.npz"]
-    assert len(Checkpoints(tmp_path).history["loss"]) == 3
+    assert len(TrainingCheckpoint(tmp_path).history["loss"]) == 3
 
 
 def test_values_that_are_not_finite_are_not_saved(tmp_path):
-    checkpoints = Checkpoints(tmp_path, monitor=None)
+    checkpoints = TrainingCheckpoint(tmp_path, monitor=None)
     model = build()
     fit(model, checkpoints, 1)
     model.layers[-1].bias.assign([0, np.nan, 0])
@@ -296,13 +296,13 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path):
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".epoch-0002-1234.tmp").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("kept")
-    fit(build(), Checkpoints(tmp_path, monitor=None), 1)
+    fit(build(), TrainingCheckpoint(tmp_path, monitor=None), 1)
     assert names(tmp_path) == ["epoch-0001.npz", "notes.txt"]
 
 
 def test_folder_that_cannot_be_written_to():
     with pytest.raises(OSError):
-        fit(build(), Checkpoints("/proc/run"), 1)
+        fit(build(), TrainingCheckpoint("/proc/run"), 1)
 
 
 # Another model or run.
@@ -324,7 +324,7 @@ def test_another_model(trained, other, message):
     model.optimizer.build(model.trainable_variables)
     before = state(model)
     with pytest.raises(CheckpointError, match=f"(?s)epoch-0003.npz' is of {message}"):
-        Checkpoints(trained[0]).restore(model)
+        TrainingCheckpoint(trained[0]).restore(model)
     for found, wanted in zip(state(model), before, strict=True):
         np.testing.assert_array_equal(found.astype("float64"), wanted.astype("float64"))
 
@@ -332,26 +332,26 @@ def test_another_model(trained, other, message):
 def test_another_kind_of_layer(trained):
     other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(3)])
     with pytest.raises(CheckpointError, match=r"another architecture.*\n.*/quant_dense\S* .* was saved, \S*/dense_"):
-        Checkpoints(trained[0], monitor="loss").load_best(other)
+        TrainingCheckpoint(trained[0], monitor="loss").load_best(other)
 
 
 def test_model_that_is_not_ready(trained):
     for model in (keras.Sequential([keras.layers.Dense(3)]), keras.Sequential([keras.Input((6,))])):
         with pytest.raises(ValueError, match="must be built and compiled"):
-            Checkpoints(trained[0]).restore(model)
+            TrainingCheckpoint(trained[0]).restore(model)
     with pytest.raises(ValueError, match="must be built"):
-        Checkpoints(trained[0], monitor="loss").load_best(keras.Sequential([keras.layers.Dense(3)]))
+        TrainingCheckpoint(trained[0], monitor="loss").load_best(keras.Sequential([keras.layers.Dense(3)]))
 
 
 def test_a_folder_of_another_run_is_left_alone(trained):
     before = {path: path.read_bytes() for path in trained[0].iterdir()}
     with pytest.raises(CheckpointError, match=r"another run, the newest after epoch 3.*restore\(model\)"):
-        fit(build(), Checkpoints(trained[0]), 1)
+        fit(build(), TrainingCheckpoint(trained[0]), 1)
     assert {path: path.read_bytes() for path in trained[0].iterdir()} == before
 
 
 def test_initial_epoch_is_not_forgotten(trained):
-    checkpoints = Checkpoints(trained[0])
+    checkpoints = TrainingCheckpoint(trained[0])
     model = build()
     checkpoints.restore(model)
     with pytest.raises(CheckpointError, match="pass initial_epoch=3 to fit, and first_epoch=3"):
@@ -362,4 +362,4 @@ def test_initial_epoch_is_not_forgotten(trained):
 def test_bad_arguments(tmp_path, arguments):
     name, value = next(iter(arguments.items()))
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
-        Checkpoints(tmp_path, **arguments)
+        TrainingCheckpoint(tmp_path, **arguments)

@@ -11,7 +11,7 @@ import keras_binaryvit as kb
 from keras_binaryvit.training import AttentionMonitor, FlipMonitor, LearningRateMonitor
 
 VIT = {"image_shape": (8, 8, 1), "num_classes": 3, "patch_size": 2, "embed_dims": (8,), "depths": (1,)}
-VIT |= {"num_heads": (2,), "reductions": (2,), "expansions": (2,)}
+VIT |= {"num_heads": (2,), "sr_ratios": (2,), "mlp_ratios": (2,)}
 
 
 def build(optimizer=None):

@@ -8,7 +8,7 @@ from layer_checks import flat_vit, normal, np_sign, randomize
 
 import keras_binaryvit as kb
 from keras_binaryvit.layers import QuantConv2D, QuantDense
-from keras_binaryvit.training import copy_weights, with_real_kernels
+from keras_binaryvit.training import copy_weights, with_full_precision_kernels
 
 
 def pyramid():
@@ -34,7 +34,7 @@ def small_network():
 @pytest.mark.parametrize("create", [pyramid, flat])
 def test_models(create):
     model = randomize(create())
-    real = with_real_kernels(model)
+    real = with_full_precision_kernels(model)
     assert type(real) is type(model)
     assert [w.path for w in real.weights] == [w.path for w in model.weights]
     for ours, theirs in zip(real.weights, model.weights, strict=True):
@@ -48,12 +48,14 @@ def test_models(create):
     assert not np.allclose(ops.convert_to_numpy(real(x)), ops.convert_to_numpy(model(x)), atol=1e-3)
     randomize(real, seed=2)
     copy_weights(real, model)
-    np.testing.assert_array_equal(ops.convert_to_numpy(with_real_kernels(model)(x)), ops.convert_to_numpy(real(x)))
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(with_full_precision_kernels(model)(x)), ops.convert_to_numpy(real(x))
+    )
 
 
 def test_any_network_multiplies_signs_by_its_latent_kernels():
     model = small_network()
-    real = with_real_kernels(model)
+    real = with_full_precision_kernels(model)
     x = normal(2, 4, 4, 2)
     convolution, dense = real.get_layer("convolution"), real.get_layer("nested").get_layer("dense")
     kernel = ops.convert_to_numpy(convolution.kernel)
@@ -65,17 +67,17 @@ def test_any_network_multiplies_signs_by_its_latent_kernels():
 
 def test_already_real():
     with pytest.raises(ValueError, match="'plain' has no latent kernels"):
-        with_real_kernels(keras.Sequential([keras.Input((3,)), QuantDense(2)], name="plain"))
+        with_full_precision_kernels(keras.Sequential([keras.Input((3,)), QuantDense(2)], name="plain"))
 
 
 def test_frozen():
     frozen = kb.deploy.freeze(small_network())
     with pytest.raises(ValueError, match="no latent kernels"):
-        with_real_kernels(frozen)
+        with_full_precision_kernels(frozen)
 
 
 def test_models_that_differ():
-    source, target = flat(), flat_vit((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1, branches=False)
+    source, target = flat(), flat_vit((8, 8, 1), 10, 4, embed_dim=8, depth=1, num_heads=1, use_pooling_branches=False)
     before = [ops.convert_to_numpy(weight) for weight in target.weights]
     with pytest.raises(ValueError, match=r"differ in \d+ of \d+ weights[\s\S]*branches/.*\(8,\) - norm/gamma"):
         copy_weights(source, target)
