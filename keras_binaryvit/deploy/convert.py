@@ -20,7 +20,7 @@ import keras
 
 from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
 from keras_binaryvit.deploy.binary import binary_table
-from keras_binaryvit.deploy.float16 import with_float16_tables
+from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.int8 import with_int8_layers
@@ -108,7 +108,7 @@ def convert(
     if float_layers == "int8":
         content = with_int8_layers(content, representative_data)
     if float16_constants:
-        content = with_float16_tables(content)
+        content = with_float16_constants(content)
     if isinstance(model, ImageClassifier) and model.include_top:
         preprocessor = model.preprocessor if preprocessor is None else preprocessor
         class_names = model.class_names if class_names is None else class_names

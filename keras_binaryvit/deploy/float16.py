@@ -1,4 +1,4 @@
-"""with_float16_tables: large constants of a flatbuffer at half the size."""
+"""with_float16_constants: large constants of a flatbuffer at half the size."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _FLOAT32, _FLOAT16 = 0, 1  # of its TensorType
 _READS_FLOAT16 = 3  # the version of DEQUANTIZE
 
 
-def with_float16_tables(flatbuffer: bytes) -> bytes:
+def with_float16_constants(flatbuffer: bytes) -> bytes:
     """Returns the model with its large float32 constants stored as float16, rounded to nearest.
 
     A DEQUANTIZE operator, which interpreters run once, makes float32 of each. Constants of custom operators stay
@@ -62,6 +62,6 @@ def _rounded(tensor, data):
     if np.isfinite(values).all() and not np.isfinite(rounded).all():
         raise ValueError(
             f"The constant {tensor.name.decode(errors='replace')!r} has the value {np.abs(values).max():.3g}; float16 "
-            "ends at 65504. Convert the model without float16 tables."
+            "ends at 65504. Convert the model without float16 constants."
         )
     return np.frombuffer(rounded.tobytes(), np.uint8)

@@ -20,7 +20,7 @@ from requirements import needs_interpreter
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as tflite
 from keras_binaryvit.deploy import interpreters, runtime_layers
-from keras_binaryvit.deploy.float16 import with_float16_tables
+from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.verify import first_difference
 
 flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
@@ -302,10 +302,10 @@ def test_what_has_no_operator_is_converted_for_lce():
     assert ops["LceBconv2d"] == ops["BinaryVitFeedForward"] == 1
 
 
-# --- float16 tables ---
+# --- float16 constants ---
 
 
-def test_float16_tables(model, flatbuffer):
+def test_float16_constants(model, flatbuffer):
     """Position embeddings here; the fused operators' tables, of the same sizes, stay as they are."""
     large = functional(
         (16, 16, 3),
@@ -340,7 +340,7 @@ def test_float16_tables(model, flatbuffer):
         assert [bytes(tensor.data) for tensor in old.inputs] == [bytes(tensor.data) for tensor in new.inputs]
 
 
-def test_float16_tables_for_lce(x):
+def test_float16_constants_for_lce(x):
     large = pyramid(num_classes=40)
     flatbuffer = kb.deploy.convert(large, float16_constants=True)
     assert kb.deploy.count_operators(flatbuffer)["DEQUANTIZE"] == 2  # a position embedding and the head
@@ -361,7 +361,7 @@ def test_constants_are_aligned(flatbuffer):
 
 def test_nothing_to_store_as_float16(flatbuffer):
     small = kb.deploy.convert(functional((4, 4, 8), kb.layers.BinaryFeedForward(2)), "fused")
-    assert with_float16_tables(small) == small
+    assert with_float16_constants(small) == small
 
 
 def test_values_that_float16_has_not():

@@ -63,7 +63,7 @@ def test_parameters_of_the_rows():
 def test_maps_and_columns(row):
     model = small(**row)
     blocks = [layer for layer in model.layers if isinstance(layer, BinaryTransformerBlock)]
-    shape = (None, 7, 1, 8) if row["class_token"] else (None, 2, 3, 8)
+    shape = (None, 7, 1, 8) if row["use_class_token"] else (None, 2, 3, 8)
     assert [block.output.shape for block in blocks] == [shape] * 2
     assert model.output_shape == (None, 3)
 
