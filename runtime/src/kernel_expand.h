@@ -63,22 +63,29 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
     constexpr bool interleaved = Tile::kInterleavedSize > 0 && constant_words > 0;
     Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, hidden.words, counts);
     // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
-    Float constants[4][vectors];
-    Unroll<4>([&](int i) BINARYVIT_INLINE {
+    const auto load = [&](int constant, Float (&to)[vectors]) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        constants[i][v] = Simd::Load(table + i * Tile::kHiddenUnits + v * Simd::kLanes);
+        to[v] = Simd::Load(table + constant * Tile::kHiddenUnits + v * Simd::kLanes);
+      });
+    };
+    // In two steps, which need few constants at a time, and in which all rows' chains of operations overlap.
+    Float multiplier[vectors], bias[vectors], slope[vectors], limit[vectors], x[rows][vectors];
+    load(0, multiplier), load(1, bias);
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        x[r][v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
+      });
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+        const Float product = Simd::Multiply(Simd::ToFloat(counts[r][v]), multiplier[v]);
+        x[r][v] = Simd::Add(Simd::Add(product, bias[v]), x[r][v]);
       });
     });
+    load(2, slope), load(3, limit);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Float x[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        x[v] = Simd::Load(shortcuts + r * row_of_shortcuts + v * Simd::kLanes);
-      });
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-        const Float product = Simd::Add(Simd::Multiply(Simd::ToFloat(counts[r][v]), constants[0][v]), constants[1][v]);
-        x[v] = Prelu<Simd, small_slopes>(Simd::Add(product, x[v]), constants[2][v]);
-        signs.Add(r, v, x[v], constants[3][v]);
-        sums[r][v] = Simd::Add(sums[r][v], x[v]);
+        const Float value = Prelu<Simd, small_slopes>(x[r][v], slope[v]);
+        signs.Add(r, v, value, limit[v]);
+        sums[r][v] = Simd::Add(sums[r][v], value);
       });
       signs.EndRow(r);
     });
