@@ -185,7 +185,7 @@ def _deit(model):
         yield from _dense(f"{theirs}.attention.output.dense", attention.output_dense, channels)
         yield from _layer_norm(f"{theirs}.layernorm_after", model.get_layer(f"{ours}_feed_forward_norm"))
         yield from _dense(f"{theirs}.intermediate.dense", model.get_layer(f"{ours}_expand"), channels)
-        yield from _dense(f"{theirs}.output.dense", model.get_layer(f"{ours}_reduce"), channels * model.expansion)
+        yield from _dense(f"{theirs}.output.dense", model.get_layer(f"{ours}_reduce"), channels * model.mlp_ratio)
     yield from _layer_norm("vit.layernorm", model.get_layer("norm"))
     yield from _head(model.get_layer("head"))
 
