@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers import BinaryTransformerBlock
@@ -193,7 +194,7 @@ def learning_curve(history: Mapping[str, Sequence[float]]) -> "Figure":
     return figure
 
 
-def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]) -> "Figure":
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> "Figure":
     """Draws how many images of each class are predicted to be of each class, as shares of the class.
 
     Args:
@@ -208,7 +209,8 @@ def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], class_na
         ImportError: matplotlib is missing.
     """
     classes = len(class_names)
-    counts = np.bincount(np.asarray(labels) * classes + predictions, minlength=classes**2).reshape(classes, classes)
+    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predictions, np.int64)
+    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.0, 0.5 * classes), 12.0)
     figure, (panel,) = _panels(1, 1, width=side)
