@@ -36,16 +36,16 @@ def main() -> None:
     arguments = parse_arguments()
     import numpy as np
 
-    from keras_binaryvit import checkpoints
+    from keras_binaryvit import torch_checkpoints
     from keras_binaryvit.files import check_output, save_model
 
     check_output(arguments.model)
-    config = checkpoints.read_config(arguments.config) if arguments.config else None
-    state = checkpoints.read_state_dict(arguments.checkpoint)
+    config = torch_checkpoints.read_config(arguments.config) if arguments.config else None
+    state = torch_checkpoints.read_state_dict(arguments.checkpoint)
     values = sum(np.size(array) for array in state.values())
     print(f"Read {len(state)} tensors with {values:,} values. Creating the model ...", flush=True)
-    model = checkpoints.create_model(state, arguments.preset, config)
-    checkpoints.load_torch_state_dict(model, state)
+    model = torch_checkpoints.create_model(state, arguments.preset, config)
+    torch_checkpoints.load_torch_state_dict(model, state)
     shape = "x".join(str(size) for size in model.image_shape)
     print(f"{type(model).__name__}, {shape} images, {model.num_classes} classes, {model.count_params():,} parameters")
     save_model(arguments.model, model)

@@ -23,11 +23,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Loads, renames and writes."""
     arguments = parse_arguments()
-    from keras_binaryvit import checkpoints
+    from keras_binaryvit import torch_checkpoints
     from keras_binaryvit.files import check_output, load_model
 
     check_output(arguments.checkpoint)
     model = load_model(arguments.model)
-    state = checkpoints.to_torch_state_dict(model)
-    checkpoints.write_state_dict(arguments.checkpoint, state)
+    state = torch_checkpoints.to_torch_state_dict(model)
+    torch_checkpoints.write_state_dict(arguments.checkpoint, state)
     print(f"Wrote {len(state)} tensors of the {type(model).__name__} {model.name!r} to {arguments.checkpoint}")

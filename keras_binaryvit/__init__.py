@@ -1,7 +1,6 @@
 """Binary vision transformers in Keras 3: train them anywhere, run them on phones and boards."""
 
 from keras_binaryvit import (
-    checkpoints,
     constraints,
     data,
     deploy,
@@ -11,6 +10,7 @@ from keras_binaryvit import (
     optimizers,
     profile,
     quantizers,
+    torch_checkpoints,
     training,
     visualize,
 )
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BinaryViT",
     "DeiT",
-    "checkpoints",
+    "torch_checkpoints",
     "constraints",
     "data",
     "deploy",

@@ -73,8 +73,8 @@ class Recording:
     def model(self, state=None):
         """Returns the model for the recorded weights, or for those in `state`, with them."""
         state = self.state if state is None else state
-        model = kb.checkpoints.create_model(state, config=self.config["config"])
-        kb.checkpoints.load_torch_state_dict(model, state)
+        model = kb.torch_checkpoints.create_model(state, config=self.config["config"])
+        kb.torch_checkpoints.load_torch_state_dict(model, state)
         return model
 
     def eval_errors(self, model):
@@ -121,7 +121,7 @@ class Recording:
     def step_errors(self, model, mode, step):
         """The relative errors of logits, loss and all gradients of one step, `mode` being `train` or `evalgrad`."""
         logits, loss, gradients = step
-        parameters = kb.checkpoints.torch_parameters(model)
+        parameters = kb.torch_checkpoints.torch_parameters(model)
         zero = set(self.config["structurally_zero_gradients"][mode])
         errors, zero_error = {}, 0.0
         for key, expected in self.arrays.items():
@@ -143,7 +143,7 @@ class Recording:
 
     def buffer_errors(self, model):
         """The relative errors of the running statistics after one training step."""
-        parameters = kb.checkpoints.torch_parameters(model)
+        parameters = kb.torch_checkpoints.torch_parameters(model)
         return {
             name: relative_error(parameters[name].to_torch(ops.convert_to_numpy(parameters[name].variable)), expected)
             for key, expected in self.arrays.items()

@@ -47,7 +47,7 @@ def _files(folder: str, names: str) -> list[str]:
 
 # Where a sign hangs on rounding.
 ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "lower runtime_layers"))
-BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/checkpoints")
+BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/torch_checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {
     "lint": Part(((*PYTHON, "ruff", "check", "."), (*PYTHON, "ruff", "format", "--check", "."))),
@@ -61,11 +61,11 @@ PARTS = {
                 "--ignore=tests/layers/test_rematerialization.py",
                 "tests/layers",
                 *_files("tests", "constraints files metrics quantizers visualize"),
-                *_files("tests/checkpoints", "names state_dicts"),
+                *_files("tests/torch_checkpoints", "state_dicts weight_names"),
                 *_files(
                     "tests/deploy", "binary compare elementary flatbuffer fold inspect interpreters lce_layers report"
                 ),
-                *_files("tests/training", "losses monitoring progress recipe teachers"),
+                *_files("tests/training", "callbacks losses schedules teachers"),
             ),
         ),
         "tensorflow",
@@ -81,7 +81,7 @@ PARTS = {
             (
                 "pytest",
                 "tests/test_optimizers.py",
-                *_files("tests/training", "losses distiller monitoring checkpoints"),
+                *_files("tests/training", "losses distiller callbacks checkpoint"),
             ),
         ),
         "jax",

@@ -55,19 +55,19 @@ def checkpoints(folder):
     """Tries checkpoints that are broken, of another architecture, or would run code."""
     golden = ROOT / "tests" / "golden" / "deit_fp.npz"
     (folder / "cut.npz").write_bytes(golden.read_bytes()[:1000])
-    from_torch = kb.checkpoints.from_torch
+    from_torch = kb.torch_checkpoints.from_torch
     say("checkpoint of another size", lambda: from_torch(golden, preset="deit_tiny"))
     say("checkpoint cut short", lambda: from_torch(folder / "cut.npz", preset="deit_tiny"))
     say("checkpoint that isn't there", lambda: from_torch(folder / "best.npz", preset="deit_tiny"))
     say("checkpoint of unknown format", lambda: from_torch(folder / "best.h5", preset="deit_tiny"))
     say("checkpoint without an architecture", lambda: from_torch(golden))
-    say("configuration without an entry", lambda: kb.checkpoints.create_model({}, config={"patch_size": 4}))
+    say("configuration without an entry", lambda: kb.torch_checkpoints.create_model({}, config={"patch_size": 4}))
     (folder / "evil.pth").write_bytes(b"cos\nsystem\n(S'echo This ran.'\ntR.")
     say("pickle that would run a command", lambda: from_torch(folder / "evil.pth", preset="deit_tiny"))
     hide = "import sys; import keras_binaryvit as kb; sys.modules['torch'] = None; "
     say(
         "PyTorch not installed",
-        lambda: command("-c", hide + f"kb.checkpoints.read_state_dict('{folder / 'evil.pth'}')"),
+        lambda: command("-c", hide + f"kb.torch_checkpoints.read_state_dict('{folder / 'evil.pth'}')"),
     )
     arguments = str(golden), str(folder / "x.keras")
     say("from_torch.py without an architecture", lambda: command("converters/from_torch.py", *arguments))
@@ -404,7 +404,7 @@ def conversion(folder):
     say("data_dir that isn't there", lambda: kb.data.load("cifar10", data_dir=folder / "nowhere"))
     say("data set that isn't prepared", lambda: kb.data.load("cifar10", data_dir=folder))
     image_folders(folder)
-    say("checkpoint with a missing name", lambda: kb.checkpoints.load_torch_state_dict(model, {}))
+    say("checkpoint with a missing name", lambda: kb.torch_checkpoints.load_torch_state_dict(model, {}))
     checkpoints(folder)
     nan = np.full((1, 16, 16, 3), np.nan, "float32")
     flatbuffer = kb.deploy.convert(model)

@@ -13,7 +13,7 @@ from keras_binaryvit.data.augmentation import augment_batch, random_window
 from keras_binaryvit.data.image_folder import ImageFolder
 from keras_binaryvit.data.sources import DatasetInfo, Digits, Prepared, base_name, is_folder, require
 from keras_binaryvit.layers import ImagePreprocessor
-from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.layers.validation import positive_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf

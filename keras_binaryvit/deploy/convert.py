@@ -234,7 +234,7 @@ def _convert_elsewhere(frozen, shapes, converter):
         source, target = Path(folder, "frozen.keras"), Path(folder, "model.tflite")
         frozen.save(source)
         arguments = json.dumps({"shapes": shapes, "converter": converter, "modules": modules})
-        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_process", str(source), str(target), arguments]
+        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_worker", str(source), str(target), arguments]
         # Modules of the caller's own layers are found where the caller finds them.
         path = os.pathsep.join(entry or os.curdir for entry in sys.path)
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}

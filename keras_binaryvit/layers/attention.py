@@ -8,10 +8,10 @@ from keras import ops
 from keras_binaryvit import quantizers
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.binary_kernels import BinaryKernels
-from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.projection import BinaryProjection
+from keras_binaryvit.layers.validation import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 

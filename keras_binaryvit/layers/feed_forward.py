@@ -5,8 +5,8 @@ from typing import Any
 import keras
 
 from keras_binaryvit.layers.binary_kernels import BinaryKernels
-from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.projection import BinaryProjection
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 

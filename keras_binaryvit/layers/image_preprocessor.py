@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.typing import Shape, Tensor
 
 _INTERPOLATIONS = ("bilinear", "bicubic")

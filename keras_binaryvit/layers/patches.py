@@ -9,10 +9,10 @@ from keras import ops
 from keras_binaryvit import constraints
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.binary_kernels import BinaryKernels, initial_kernel
-from keras_binaryvit.layers.checks import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.pooling import average_pool
 from keras_binaryvit.layers.quantized import QuantConv2D
+from keras_binaryvit.layers.validation import map_shape, positive_integer, with_known_sides
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_binaryvit.layers.affine import ResidualAffine
 from keras_binaryvit.layers.channelwise import custom_gradient
-from keras_binaryvit.layers.checks import map_shape, with_known_sides
+from keras_binaryvit.layers.validation import map_shape, with_known_sides
 from keras_binaryvit.typing import Shape, Tensor
 
 

@@ -7,9 +7,9 @@ from keras import ops
 
 from keras_binaryvit.layers.activation import RPReLU, Shift
 from keras_binaryvit.layers.binary_kernels import BinaryKernels, initial_kernel
-from keras_binaryvit.layers.checks import positive_integer
 from keras_binaryvit.layers.normalization import BatchNorm
 from keras_binaryvit.layers.quantized import QuantDense
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.typing import QuantizerLike, Shape, Tensor
 
 

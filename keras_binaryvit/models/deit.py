@@ -7,8 +7,8 @@ import keras
 from keras import layers, ops
 
 from keras_binaryvit.layers import PatchEmbedding
-from keras_binaryvit.layers.checks import checked_image_shape, positive_integer
 from keras_binaryvit.layers.image_preprocessor import ImagePreprocessor
+from keras_binaryvit.layers.validation import checked_image_shape, positive_integer
 from keras_binaryvit.models.image_classifier import ImageClassifier, top
 from keras_binaryvit.models.presets import Preset, PresetMetadata
 from keras_binaryvit.typing import Tensor

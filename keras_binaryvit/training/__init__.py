@@ -1,6 +1,6 @@
 """Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarization."""
 
-from keras_binaryvit.training.checkpoints import CheckpointError, TrainingCheckpoint
+from keras_binaryvit.training.checkpoint import CheckpointError, TrainingCheckpoint
 from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN
 from keras_binaryvit.training.distribution import Distribution, distribute
 from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
@@ -8,8 +8,8 @@ from keras_binaryvit.training.losses import SoftTargetCrossEntropy
 from keras_binaryvit.training.monitoring import AttentionMonitor, FlipMonitor, LearningRateMonitor
 from keras_binaryvit.training.progress import ProgressBar
 from keras_binaryvit.training.recipe import CosineSchedule, scaled_learning_rate
-from keras_binaryvit.training.stages import copy_weights, with_full_precision_kernels
 from keras_binaryvit.training.teachers import AdaptedTeacher
+from keras_binaryvit.training.two_stage import copy_weights, with_full_precision_kernels
 
 __all__ = [
     "AdaptedTeacher",

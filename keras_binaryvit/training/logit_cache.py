@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_binaryvit.files import check_output, write_file
-from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.training.teachers import gives_probabilities
 
 if typing.TYPE_CHECKING:

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.typing import Tensor
 
 

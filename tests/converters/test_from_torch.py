@@ -25,13 +25,13 @@ def test_there_and_back(name, ending, run_converter, tmp_path):
     model, written, again = tmp_path / "model.keras", tmp_path / f"model{ending}", tmp_path / "again.keras"
     out = run_converter("from_torch.py", checkpoint, model, *config)
     assert "10 classes" in out and f"Wrote {model}" in out
-    assert f"Wrote {len(kb.checkpoints.torch_parameters(kb.deploy.load_model(model)))} tensors" in run_converter(
+    assert f"Wrote {len(kb.torch_checkpoints.torch_parameters(kb.deploy.load_model(model)))} tensors" in run_converter(
         "to_torch.py", model, written
     )
     run_converter("from_torch.py", written, again, *config)
 
     recording = parity.Recording(name)
-    state = kb.checkpoints.to_torch_state_dict(kb.deploy.load_model(again))
+    state = kb.torch_checkpoints.to_torch_state_dict(kb.deploy.load_model(again))
     assert state.keys() == {name for name in recording.state if not name.endswith("num_batches_tracked")}
     for key, array in state.items():
         np.testing.assert_array_equal(array, recording.state[key], err_msg=key)

@@ -81,7 +81,7 @@ def test_every_layer_with_quantizers_has_a_row():
     assert len(binary_table(model)) == len(binary_layers(kb.deploy.freeze(model))) == 14
     assert all(row.binary and row.claimed and str(row).endswith("binary") for row in binary_table(model))
     assert len(binary_table(kb.deploy.freeze(model))) == 14
-    with_full_precision_kernels = kb.training.stages.with_full_precision_kernels(model)
+    with_full_precision_kernels = kb.training.two_stage.with_full_precision_kernels(model)
     assert not any(row.binary or row.claimed for row in binary_table(with_full_precision_kernels))
 
 

@@ -86,9 +86,9 @@ def test_other_rows_are_row_4_with_neutral_parameters(branches, training):
     expected_logits, _, expected = parity.train_step(row_4, recording.images, recording.labels, training)
     logits, _, gradients = parity.train_step(model, recording.images, recording.labels, training)
     assert parity.relative_error(logits, expected_logits) < 1e-6
-    parameters = kb.checkpoints.torch_parameters(row_4)
+    parameters = kb.torch_checkpoints.torch_parameters(row_4)
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
-    for name, parameter in kb.checkpoints.torch_parameters(model).items():
+    for name, parameter in kb.torch_checkpoints.torch_parameters(model).items():
         if id(parameter.variable) in gradients:
             difference = np.abs(gradients[id(parameter.variable)] - expected[id(parameters[name].variable)]).max()
             assert difference < 1e-5 * largest, name

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_binaryvit.checkpoints.names import load_torch_state_dict
-from keras_binaryvit.checkpoints.state_dicts import model_entries, read_state_dict
-from keras_binaryvit.layers.checks import positive_integer
+from keras_binaryvit.layers.validation import positive_integer
 from keras_binaryvit.models import BinaryViT, DeiT
 from keras_binaryvit.models.image_classifier import ImageClassifier
 from keras_binaryvit.models.preset_model import PresetModel
 from keras_binaryvit.models.presets import list_presets
+from keras_binaryvit.torch_checkpoints.state_dicts import model_entries, read_state_dict
+from keras_binaryvit.torch_checkpoints.weight_names import load_torch_state_dict
 
 StateDict = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]

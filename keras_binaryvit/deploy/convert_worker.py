@@ -1,4 +1,4 @@
-"""`python -m keras_binaryvit.deploy.convert_process FROZEN.keras MODEL.tflite ARGUMENTS`: the TensorFlow part of
+"""`python -m keras_binaryvit.deploy.convert_worker FROZEN.keras MODEL.tflite ARGUMENTS`: the TensorFlow part of
 `convert`, where training runs on another backend.
 
 ARGUMENTS is JSON: the shapes of the inputs, the converter, and the modules that hold layers of the model.

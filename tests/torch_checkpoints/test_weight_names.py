@@ -12,7 +12,7 @@ import keras_binaryvit as kb
 @pytest.mark.parametrize("name", parity.RECORDINGS)
 def test_round_trip_is_exact(name):
     recording = parity.Recording(name)
-    state = kb.checkpoints.to_torch_state_dict(recording.model())
+    state = kb.torch_checkpoints.to_torch_state_dict(recording.model())
     assert state.keys() == {name for name in recording.state if not name.endswith("num_batches_tracked")}
     for name, array in state.items():
         np.testing.assert_array_equal(array, recording.state[name], err_msg=name)
@@ -21,14 +21,14 @@ def test_round_trip_is_exact(name):
 def test_full_precision_merging_round_trip():
     options = {"image_shape": (16, 16, 3), "embed_dims": (8, 24), "depths": (1, 1), "num_heads": (1, 2)}
     options |= {"sr_ratios": (2, 1), "mlp_ratios": (2, 2), "num_classes": 3, "binary_patch_merging": False}
-    state = kb.checkpoints.to_torch_state_dict(kb.BinaryViT(**options))
+    state = kb.torch_checkpoints.to_torch_state_dict(kb.BinaryViT(**options))
     names = {name.removeprefix("vit.encoder.patch_embed1.") for name in state if "patch_embed1" in name}
     assert {"proj.weight", "norm0.weight", "norm.bias", "position_embeddings"} <= names
     assert not {"move", "rprelu.move1"} & names
     assert state["vit.encoder.patch_embed1.proj.weight"].shape == (24, 8, 2, 2)
     other = kb.BinaryViT(**options)
-    kb.checkpoints.load_torch_state_dict(other, state)
-    for name, array in kb.checkpoints.to_torch_state_dict(other).items():
+    kb.torch_checkpoints.load_torch_state_dict(other, state)
+    for name, array in kb.torch_checkpoints.to_torch_state_dict(other).items():
         np.testing.assert_array_equal(array, state[name], err_msg=name)
 
 
@@ -43,7 +43,7 @@ def test_every_problem_is_listed_and_the_model_unchanged():
     state["classifier.weight"] = np.zeros((10, 63), np.float32)
     state["classifier.bias"] = np.full(10, np.nan, np.float32)
     with pytest.raises(ValueError) as error:
-        kb.checkpoints.load_torch_state_dict(model, state)
+        kb.torch_checkpoints.load_torch_state_dict(model, state)
     for part in (missing, "vit.extra", "(10, 63)", "(10, 64)", "classifier.bias", "4 problems"):
         assert part in str(error.value)
     np.testing.assert_array_equal(ops.convert_to_numpy(model.variables[0]), before)
@@ -52,4 +52,4 @@ def test_every_problem_is_listed_and_the_model_unchanged():
 def test_other_models_are_refused():
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(TypeError, match="Sequential"):
-        kb.checkpoints.load_torch_state_dict(other, {})
+        kb.torch_checkpoints.load_torch_state_dict(other, {})

@@ -9,7 +9,13 @@ from gradients import compiled
 from layer_checks import flat_vit, normal, numpy, randomize
 
 import keras_binaryvit as kb
-from keras_binaryvit.checkpoints import create_model, from_torch, read_config, to_torch_state_dict, write_state_dict
+from keras_binaryvit.torch_checkpoints import (
+    create_model,
+    from_torch,
+    read_config,
+    to_torch_state_dict,
+    write_state_dict,
+)
 
 # Configurations with the authors' keys, and the models of these sizes.
 FLAT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -58,7 +64,7 @@ def test_preset_with_the_checkpoints_classes():
     model = create_model({"classifier.bias": np.zeros(7)}, preset="deit_tiny")
     assert (type(model), model.name, model.num_classes, model.embed_dim) == (kb.DeiT, "deit_tiny", 7, 192)
     with pytest.raises(ValueError, match="missing: classifier.weight"):
-        kb.checkpoints.load_torch_state_dict(model, {"classifier.bias": np.zeros(7)})
+        kb.torch_checkpoints.load_torch_state_dict(model, {"classifier.bias": np.zeros(7)})
 
 
 def test_tensors_of_another_size_are_all_listed(tmp_path):
@@ -79,7 +85,7 @@ def test_a_missing_tensor_is_named(name, tmp_path):
     del state[name]
     model = create_model(state, config=FLAT | {"num_channels": 1})
     with pytest.raises(ValueError, match=rf"\(1 problems\):\s+missing: {name} "):
-        kb.checkpoints.load_torch_state_dict(model, state)
+        kb.torch_checkpoints.load_torch_state_dict(model, state)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from keras_binaryvit.checkpoints import read_state_dict, write_state_dict
+from keras_binaryvit.torch_checkpoints import read_state_dict, write_state_dict
 
 STATE = {
     "matrix": np.arange(6, dtype="float32").reshape(2, 3).T,  # not contiguous

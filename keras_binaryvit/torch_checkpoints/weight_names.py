@@ -6,8 +6,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_binaryvit.checkpoints.state_dicts import model_entries
 from keras_binaryvit.models import BinaryViT, DeiT
+from keras_binaryvit.torch_checkpoints.state_dicts import model_entries
 
 
 class Parameter(NamedTuple):
