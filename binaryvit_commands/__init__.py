@@ -32,7 +32,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"
         try:
             main()
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError, FloatingPointError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             sys.exit(f"{Path(sys.argv[0]).name}: {error}")
         except KeyboardInterrupt:
             sys.exit(f"{Path(sys.argv[0]).name}: interrupted; nothing was written.")

@@ -97,11 +97,19 @@ def fit(
             f"{recipe.train_split!r} of {recipe.dataset!r} has fewer images than a batch, {recipe.batch_size}. "
             "Choose a smaller --batch-size."
         )
-    rate = recipe.learning_rate or kb.training.scaled_learning_rate(recipe.batch_size)
-    schedule = kb.training.CosineSchedule(
-        rate, recipe.epochs, steps, recipe.final_learning_rate, recipe.warmup_epochs, recipe.schedule
+    cosine = schedule(recipe, steps)
+    per_step = recipe.schedule == "step"
+    optimizer = kb.optimizers.AdamW(
+        cosine if per_step else float(cosine(0)), recipe.weight_decay, global_clipnorm=recipe.clip_norm
     )
-    optimizer = kb.optimizers.AdamW(schedule, recipe.weight_decay, global_clipnorm=recipe.clip_norm)
+    # Both log the learning rate; Keras' scheduler can't where the optimizer has a schedule.
+    rate = (
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: logs.update(learning_rate=float(optimizer.learning_rate))
+        )
+        if per_step
+        else keras.callbacks.LearningRateScheduler(lambda epoch, _: float(cosine(epoch)))
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = model
     if teacher is not None:
@@ -114,15 +122,50 @@ def fit(
             epochs=recipe.epochs,
             initial_epoch=done,
             validation_data=testing,
-            callbacks=[*_monitors(recipe, model, load(split, batch_size=16, cache=False)), checkpoints],
+            callbacks=[rate, *_monitors(recipe, model, load(split, batch_size=16, cache=False)), checkpoints],
             verbose=0,
         )
     return checkpoints.history
 
 
+def schedule(recipe: Recipe, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """Returns the learning rate by epochs done, or by steps done if the recipe's `schedule` is `step`.
+
+    Args:
+        recipe: What to train.
+        steps: Steps of an epoch.
+
+    Raises:
+        ValueError: A learning rate isn't positive, or the warm-up leaves no epoch.
+
+    Source: BinaryViT, arXiv 2306.16678, and the authors' code; Loshchilov and Hutter, arXiv 1608.03983, eq. 5.
+    """
+    highest = (
+        kb.training.scaled_learning_rate(recipe.batch_size) if recipe.learning_rate is None else recipe.learning_rate
+    )
+    if not (highest > 0 and recipe.final_learning_rate >= 0):
+        raise ValueError(
+            f"The learning rate must be positive, and the final one at least 0. Received: {highest} and "
+            f"{recipe.final_learning_rate}"
+        )
+    if not 0 <= recipe.warmup_epochs < recipe.epochs:
+        raise ValueError(
+            f"The warm-up must be shorter than the training. Received: {recipe.warmup_epochs} of {recipe.epochs} epochs"
+        )
+    per_step = recipe.schedule == "step"
+    unit = steps if per_step else 1
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if per_step else highest / (recipe.warmup_epochs + 1),  # a whole epoch at 0 would be wasted
+        decay_steps=(recipe.epochs - recipe.warmup_epochs) * unit,
+        alpha=recipe.final_learning_rate / highest,
+        warmup_target=highest,
+        warmup_steps=recipe.warmup_epochs * unit,
+    )
+
+
 def _monitors(recipe: Recipe, model: keras.Model, few_images: Any) -> list[keras.callbacks.Callback]:
     """Returns what watches the training; each sees what those before it have logged."""
-    monitors = [kb.training.RaiseOnNaN(), kb.training.LearningRateMonitor()]
+    monitors = [keras.callbacks.TerminateOnNaN(raise_error=True)]
     if any(kb.quantizers.is_one_bit(getattr(layer, "kernel_quantizer", None)) for layer in model._flatten_layers()):
         monitors.append(kb.training.FlipMonitor())
     if any(getattr(layer, "binary_probabilities", False) for layer in model._flatten_layers()):

@@ -14,7 +14,6 @@ import keras_binaryvit as kb
 
 EPOCHS, BATCH_SIZE = 20, 32
 output = Path("out/quickstart")
-output.mkdir(parents=True, exist_ok=True)
 keras.utils.set_random_seed(0)
 kb.disable_malloc_trim()  # glibc returns freed memory to the system, which slows training
 
@@ -37,7 +36,8 @@ training = kb.data.load(
     first_epoch=min(first_epoch, EPOCHS),
 )
 test = kb.data.load("digits", "test", preprocessor=preprocessor, batch_size=71)
-schedule = kb.training.CosineSchedule(8e-3, EPOCHS, len(training), warmup_epochs=1, per="step")
+steps = len(training)  # per epoch; the first one warms up
+schedule = keras.optimizers.schedules.CosineDecay(0.0, (EPOCHS - 1) * steps, warmup_target=8e-3, warmup_steps=steps)
 model.compile(
     kb.optimizers.AdamW(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
 )

@@ -1,13 +1,12 @@
 """Training: distillation from a real-valued teacher, the paper's recipe, and stages of binarization."""
 
+from keras_binaryvit.training.callbacks import AttentionMonitor, FlipMonitor, ProgressBar
 from keras_binaryvit.training.checkpoint import CheckpointError, TrainingCheckpoint
-from keras_binaryvit.training.distiller import Distiller, RaiseOnNaN
+from keras_binaryvit.training.distiller import Distiller
 from keras_binaryvit.training.distribution import Distribution, distribute
 from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
 from keras_binaryvit.training.losses import SoftTargetCrossEntropy
-from keras_binaryvit.training.monitoring import AttentionMonitor, FlipMonitor, LearningRateMonitor
-from keras_binaryvit.training.progress import ProgressBar
-from keras_binaryvit.training.recipe import CosineSchedule, scaled_learning_rate
+from keras_binaryvit.training.schedules import scaled_learning_rate
 from keras_binaryvit.training.teachers import AdaptedTeacher
 from keras_binaryvit.training.two_stage import copy_weights, with_full_precision_kernels
 
@@ -15,15 +14,12 @@ __all__ = [
     "AdaptedTeacher",
     "AttentionMonitor",
     "CheckpointError",
-    "TrainingCheckpoint",
-    "CosineSchedule",
     "Distiller",
     "Distribution",
     "FlipMonitor",
-    "LearningRateMonitor",
     "ProgressBar",
-    "RaiseOnNaN",
     "SoftTargetCrossEntropy",
+    "TrainingCheckpoint",
     "cache_logits",
     "copy_weights",
     "distribute",

@@ -4,12 +4,11 @@ import os
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_binaryvit.training.losses import SoftTargetCrossEntropy
 from keras_binaryvit.training.teachers import gives_probabilities
-from keras_binaryvit.typing import Logs, Tensor
+from keras_binaryvit.typing import Tensor
 
 
 class _FrozenTeacher:
@@ -39,8 +38,8 @@ class Distiller(keras.Model):
     distiller.save("student.keras")  # the student alone, as student.save does
     ```
 
-    `fit` ends with an error when the loss is NaN (`RaiseOnNaN`). The weights in `save_weights` are the student's and
-    the optimizer's.
+    `fit` ends with an error when the loss is NaN (Keras' `TerminateOnNaN`), before anything is saved. The weights in
+    `save_weights` are the student's and the optimizer's.
 
     Args:
         student: The model to train; it has weights already, and gives logits.
@@ -132,14 +131,14 @@ class Distiller(keras.Model):
 
         Raises:
             ValueError: There are no batches, or they don't fit the models.
-            FloatingPointError: The loss is NaN or infinite.
+            RuntimeError: The loss is NaN or infinite.
         """
         if hasattr(x, "element_spec"):
             x, steps = self._passes_in_order(x)
             if steps is not None:
                 kwargs["steps_per_epoch"] = kwargs.get("steps_per_epoch") or steps
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [RaiseOnNaN(), *keras.tree.flatten(callbacks or [])]
+            callbacks = [keras.callbacks.TerminateOnNaN(raise_error=True), *keras.tree.flatten(callbacks or [])]
         return super().fit(x, *args, callbacks=callbacks, **kwargs)
 
     def _passes_in_order(self, dataset):
@@ -201,25 +200,3 @@ def _classes(model):
     """Returns the number of classes of `model`, None if it doesn't say."""
     shape = getattr(model, "output_shape", None)
     return shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
-
-
-class RaiseOnNaN(keras.callbacks.Callback):
-    """Ends training with an error as soon as the loss is NaN or infinite, before anything is saved.
-
-    Put it before callbacks that save.
-
-    Raises:
-        FloatingPointError: The loss isn't finite.
-    """
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not np.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"The loss is {float(loss)} in epoch {self._epoch + 1}, at step {batch + 1}. Training stops here; what "
-                "was saved before is as it was. Look for values that aren't finite in the images and the teacher's "
-                "logits, then try a lower learning rate or an optimizer with global_clipnorm."
-            )

@@ -1,5 +1,6 @@
 """binaryvit-train on a small data set in ImageNet's form, JPEGs of differing sizes, and on folders of images."""
 
+import csv
 import io
 import json
 import sys
@@ -98,6 +99,12 @@ def teacher(folder, num_classes=CLASSES):
     return folder / "teacher.keras"
 
 
+def logged(output):
+    """Returns the learning rates of all epochs."""
+    with (output / "history.csv").open() as file:
+        return [float(row["learning_rate"]) for row in csv.DictReader(file)]
+
+
 def test_the_whole_recipe(run, tmp_path):
     options = (
         f"--teacher={teacher(tmp_path)}",
@@ -122,6 +129,9 @@ def test_the_whole_recipe(run, tmp_path):
         "full_precision_kernels",
         "model.keras",
     }
+    # Both stages begin at the highest rate; the second one has two epochs, and half a cosine ends at the lowest.
+    np.testing.assert_allclose(logged(output / "full_precision_kernels"), [2e-3], rtol=1e-6)
+    np.testing.assert_allclose(logged(output), [2e-3, (2e-3 + 1e-5) / 2], rtol=1e-6)
     # A finished run that continues has nothing to train, and gives the same model.
     weights = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     run(*options, "--resume")
@@ -191,6 +201,9 @@ def test_from_a_folder_of_photographs_to_a_file_with_names(run, monkeypatch, tmp
     run("--recipe=cifar10", "--image-size=32", "--epochs=4", dataset=photos)
     output = tmp_path / "out"
     assert {"curve.png", "confusion.png", "history.csv"} <= {path.name for path in output.iterdir()}
+    # That of the next step: 3 of them an epoch, of which one epoch warms up.
+    np.testing.assert_allclose(logged(output)[-1], 1e-5, rtol=1e-4)
+    np.testing.assert_allclose(logged(output)[0], 2e-3, rtol=1e-6)
     model = keras.models.load_model(output / "model.keras")
     assert model.class_names == names
     expected = model.classify(photos / "dog" / "3.jpg", top=1)[0][0]

@@ -8,7 +8,7 @@ from layer_checks import flat_vit
 
 import keras_binaryvit as kb
 from keras_binaryvit.layers import QuantDense
-from keras_binaryvit.training import Distiller, RaiseOnNaN
+from keras_binaryvit.training import Distiller
 
 JIT = {"jit_compile": keras.backend.backend() == "jax"}
 tf = pytest.importorskip("tensorflow")
@@ -301,13 +301,6 @@ def test_nan_ends_training_before_it_is_saved(tmp_path):
     x, labels = batch(16)
     x[12, 0] = np.nan
     save = keras.callbacks.ModelCheckpoint(tmp_path / "{batch}.keras", save_freq=1)
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, at step 4"):
+    with pytest.raises(RuntimeError, match="loss encountered at batch 3"):
         distiller.fit(x, labels, batch_size=4, shuffle=False, verbose=0, callbacks=save)
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_raise_on_nan_for_any_model():
-    model = linear("model")
-    model.compile("sgd", "mse", **JIT)
-    with pytest.raises(FloatingPointError, match="inf"):
-        model.fit(batch()[0], np.full((8, 4), 1e30), verbose=0, callbacks=[RaiseOnNaN()])

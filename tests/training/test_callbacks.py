@@ -1,6 +1,8 @@
-"""What the monitors log, against what NumPy says about the kernels and the attention; and when they warn."""
+"""What the callbacks log, against what NumPy says of kernels and attention; when they warn; what ProgressBar writes."""
 
 import csv
+import io
+import re
 import warnings
 
 import keras
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_binaryvit as kb
-from keras_binaryvit.training import AttentionMonitor, FlipMonitor, LearningRateMonitor
+from keras_binaryvit.training import AttentionMonitor, FlipMonitor, ProgressBar, callbacks
 
 VIT = {"image_shape": (8, 8, 1), "num_classes": 3, "patch_size": 2, "embed_dims": (8,), "depths": (1,)}
 VIT |= {"num_heads": (2,), "sr_ratios": (2,), "mlp_ratios": (2,)}
@@ -104,9 +106,8 @@ def test_no_warning_when_training_ends():
     model.compile(model.optimizer, "mse", jit_compile=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*stopped changing")
-        history = run(model, [turn, FlipMonitor(), LearningRateMonitor()], epochs=3)
+        history = run(model, [turn, FlipMonitor()], epochs=3)
     assert history["flip_ratio"][0] > 0 and history["flip_ratio"][2] == 0
-    np.testing.assert_allclose(history["learning_rate"], [1, 0.001, 0.001])
 
 
 def test_attention():
@@ -156,9 +157,8 @@ def test_warns_once_when_attention_saturates(clip, bits):
 
 
 def test_callbacks_after_it_see_the_logs(tmp_path):
-    run(build(), [LearningRateMonitor(), FlipMonitor(), keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))])
+    run(build(), [FlipMonitor(), keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))])
     (row,) = csv.DictReader((tmp_path / "log.csv").open())
-    assert float(row["learning_rate"]) == pytest.approx(0.1)
     assert {"flip_ratio", "flip_ratio/first", "flip_ratio/second"} <= set(row)
 
 
@@ -168,3 +168,106 @@ def test_nothing_to_watch(monitor, what):
     model.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(ValueError, match=f"found no .*{what}.*leave it out"):
         run(model, [monitor])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    """A second a step."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "time", clock)
+    return clock
+
+
+def show(clock, file, count=10, epochs=2, known=True, seconds_of_evaluation=5, **arguments):
+    """Trains on `count` images in batches of 4, one batch a second."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+
+    class Tick(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            clock.now += 1
+
+        def on_test_end(self, logs=None):
+            clock.now += seconds_of_evaluation
+
+    zeros = np.zeros((count, 2), "float32")
+    data = (zeros, zeros[:, :1])
+    if not known:
+        tf = pytest.importorskip("tensorflow")
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(4).filter(lambda *_: True),)
+    arguments |= {"batch_size": 4} if known else {}
+    history = model.fit(*data, epochs=epochs, verbose=0, callbacks=[Tick(), ProgressBar(file)], **arguments)
+    return history.history
+
+
+@pytest.mark.parametrize("count, steps", [(10, 3), (12, 3), (1, 1)])
+def test_counts_images(clock, count, steps):
+    history = show(clock, io.StringIO(), count)
+    np.testing.assert_allclose(history["images_per_second"], [count / steps] * 2)
+
+
+def test_evaluation_does_not_count(clock):
+    file = io.StringIO()
+    zeros = np.zeros((7, 2), "float32")
+    history = show(clock, file, validation_data=(zeros, zeros[:, :1]))
+    np.testing.assert_allclose(history["images_per_second"], [10 / 3] * 2)
+    first, second = file.getvalue().splitlines()
+    assert re.fullmatch(r"epoch 1/2  0:00:08  3.333 images/s  loss 0  val_loss 0  0:00:08 left", first)
+    assert re.fullmatch(r"epoch 2/2  0:00:08  3.333 images/s  loss 0  val_loss 0", second)
+
+
+def test_one_plain_line_an_epoch_in_files(clock):
+    file = io.StringIO()
+    show(clock, file, epochs=3)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3 and "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
+    assert lines[0].endswith("0:00:06 left") and lines[1].endswith("0:00:03 left")
+
+
+def test_a_bar_on_terminals(clock):
+    file = Terminal()
+    show(clock, file, epochs=1)
+    drawings = file.getvalue().split("\r")[1:]
+    assert drawings[0] == "epoch 1/1  [=======             ] 1/3  loss 0  4 images/s  0:00:02 left\x1b[K"
+    assert drawings[2] == "epoch 1/1  [====================] 3/3  loss 0  3.333 images/s  0:00:00 left\x1b[K"
+    assert drawings[3] == "epoch 1/1  0:00:03  3.333 images/s  loss 0\x1b[K\n"
+
+
+def test_unknown_number_of_steps(clock):
+    file = Terminal()
+    history = show(clock, file, known=False)
+    # Keras begins one more step in every epoch, in which it finds that there is none.
+    np.testing.assert_allclose(history["images_per_second"], [10 / 4] * 2)
+    drawings = file.getvalue().split("\r")[1:]
+    assert drawings[1].startswith("epoch 1/2  step 2  loss 0  4 images/s")
+    assert "] 1/3 " in drawings[4]
+
+
+def test_long_lines_are_cut(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    file = Terminal()
+    show(clock, file, epochs=1)
+    assert all(len(drawing) - len("\x1b[K") < 30 for drawing in file.getvalue().split("\r")[1:-1])
+
+
+def test_durations():
+    assert [callbacks._duration(seconds) for seconds in (0, 59.6, 3599, 90061)] == [
+        "0:00:00",
+        "0:01:00",
+        "0:59:59",
+        "25:01:01",
+    ]
