@@ -17,6 +17,7 @@ from keras_binaryvit import layers, quantizers
 from keras_binaryvit.deploy import lce_layers, runtime_layers
 from keras_binaryvit.deploy.binary import obstacle
 from keras_binaryvit.layers.quantized import QuantizedKernel
+from keras_binaryvit.tables import as_text, new_table
 
 
 @dataclass(frozen=True)
@@ -491,8 +492,12 @@ def _layer_table(profile, depth):
     for layer in profile.layers:
         groups.setdefault("/".join(layer.name.split("/")[:depth]), []).append(layer)
     rows = [_row(name, group, bits, precisions) for name, group in groups.items()]
-    total = _row("Total", profile.layers, bits, precisions)
-    return _boxed(f"{profile.name} stats", [[header], [row for row in rows if row], [total]])
+    table = new_table(*header, title=f"{profile.name} stats")
+    for row in filter(None, rows):
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*_row("Total", profile.layers, bits, precisions))
+    return as_text(table)
 
 
 def _row(name, group, bits, precisions):
@@ -515,7 +520,8 @@ def _row(name, group, bits, precisions):
 
 def _total_table(profile):
     parameters, macs = sum(profile.parameters.values()), sum(profile.macs.values())
-    rows = [
+    table = new_table(title=f"{profile.name} summary")
+    for name, value in [
         ["Total params", f"{parameters:,}"],
         ["Trainable params", f"{profile.trainable_parameters:,}"],
         ["Non-trainable params", f"{parameters - profile.trainable_parameters:,}"],
@@ -526,8 +532,9 @@ def _total_table(profile):
         ["Ratio of MACs that are binarized", f"{profile.macs.get(1, 0) / max(macs, 1):.4f}"],
         ["OPs (1-bit MACs / 64 + others)", f"{profile.ops:,.0f}"],
         *(["Not counted", what] for what in profile.uncounted),
-    ]
-    return _boxed(f"{profile.name} summary", [rows])
+    ]:
+        table.add_row(name, value)
+    return as_text(table)
 
 
 def _size(size):
@@ -536,18 +543,3 @@ def _size(size):
             return f"{size:,.2f} {unit}"
         size /= 1024
     return f"{size:,.2f} GiB"
-
-
-def _boxed(title, blocks):
-    """Returns rows of cells as a table with a line between the blocks; columns but the first stand to the right."""
-    rows = [row for block in blocks for row in block]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    inside = sum(widths) + 2 * len(widths)
-    line = f"+{'-' * inside}+"
-    text = [f"+{title:-^{inside}}+"]
-    for block in blocks:
-        for first, *others in block:
-            cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
-            text.append(f"| {'  '.join(cells)} |")
-        text.append(line)
-    return "\n".join(text)

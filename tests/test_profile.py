@@ -229,15 +229,20 @@ def test_what_it_cant_count_is_named():
     assert "36 + ?" in texts[0]
 
 
-def test_table(capsys):
+def test_names_are_no_markup():
+    dense = keras.layers.Dense(2, name="[red]:smile:")
+    assert "| [red]:smile: |" in str(profile(keras.Sequential([keras.Input((3,)), dense])))
+
+
+def test_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # what it is printed on has no say in its width
     model = kb.BinaryViT(**TINY, name="tiny")
     result = kb.profile.summary(model)
     printed = capsys.readouterr().out
     assert printed == f"{result}\n"
     lines = printed.splitlines()
-    assert (
-        len({len(line) for line in lines[: lines.index(next(line for line in lines if "tiny summary" in line))]}) == 1
-    )
+    first_table = lines[1 : lines.index(next(line for line in lines if "tiny summary" in line))]
+    assert len({len(line) for line in first_table}) == 1 and max(map(len, lines)) > 100
     for text in ("Layer", "1-bit MACs", "tiny stats", "OPs", f"{result.trainable_parameters:,}", "(-1, 4, 4, 8)"):
         assert text in printed
     assert sum(line.startswith("| block_") for line in lines) == 2

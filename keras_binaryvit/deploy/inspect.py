@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy.graph import SEPARATOR
+from keras_binaryvit.tables import as_text, new_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,16 +416,10 @@ def _cost_table(title: str, costs: dict[str, Cost], total: Cost) -> str:
 
 
 def _text_table(heads: list[str], rows: list[list[str]]) -> str:
-    table = [[printable(cell) for cell in row] for row in [heads, *rows]]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    table = new_table(*heads)
+    for row in rows:
+        table.add_row(*map(printable, row))
+    return as_text(table)
 
 
 def printable(text: str) -> str:
