@@ -1,11 +1,13 @@
 """Converts a .keras model to a .tflite file for the Larq Compute Engine or binaryvit-runtime, and verifies it.
 
 binaryvit-convert model.keras model.tflite --verify cifar10 --data-dir ~/tensorflow_datasets
+binaryvit-convert model.keras model.h --target c    # a C99 header for microcontrollers; also from a fused .tflite
 """
 
 import argparse
 import functools
 import os
+import re
 import sys
 import time
 import warnings
@@ -20,8 +22,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("model", help="the .keras file to read")
-    parser.add_argument("output", help="the .tflite file to write")
+    parser.add_argument("model", help="the .keras file to read; with --target c also a fused .tflite file")
+    parser.add_argument("output", help="the file to write")
+    parser.add_argument(
+        "--target",
+        choices=["tflite", "c"],
+        default="tflite",
+        help="c: a C99 header for microcontrollers, of the model with --ops fused",
+    )
     parser.add_argument(
         "--ops",
         choices=["lce", "fused"],
@@ -82,6 +90,9 @@ def main() -> None:
     steps.end()
     for path in filter(None, (arguments.output, arguments.report)):
         check_output(path)
+    if arguments.target == "c" and arguments.model.endswith(".tflite"):
+        _write_c(arguments.output, Path(arguments.model).read_bytes())
+        return
     steps.begin(f"Reading {arguments.model}")
     model = kb.deploy.load_model(arguments.model)
     steps.end(f"{model.name}, {model.count_params():,} parameters")
@@ -109,7 +120,7 @@ def main() -> None:
         warnings.simplefilter("always", UserWarning)
         flatbuffer = kb.deploy.convert(
             model,
-            arguments.ops,
+            "fused" if arguments.target == "c" else arguments.ops,
             arguments.float16_constants,
             batch_size=arguments.batch_size,
             strict=not arguments.no_strict,
@@ -149,10 +160,23 @@ def main() -> None:
             print(f"Accuracy: {result.model_accuracy:.2%} of the model, {result.flatbuffer_accuracy:.2%} of the file")
         if result.first_difference and not arguments.int8:
             print(f"Where the first disagreement begins: {result.first_difference}")
-    kb.deploy.write_file(arguments.output, flatbuffer)
-    print(f"Wrote {arguments.output}")
+    if arguments.target == "c":
+        _write_c(arguments.output, flatbuffer)
+    else:
+        kb.deploy.write_file(arguments.output, flatbuffer)
+        print(f"Wrote {arguments.output}")
     if arguments.report:
         steps.begin("Measuring for the report")
         page = kb.deploy.report(model, flatbuffer, images, result, title=Path(arguments.output).name)
         kb.deploy.write_file(arguments.report, page.encode())
         steps.end(f"wrote {arguments.report}")
+
+
+def _write_c(path, flatbuffer):
+    import keras_binaryvit as kb
+
+    export = kb.deploy.export_c(flatbuffer, re.sub(r"\W", "_", Path(path).stem))
+    kb.deploy.write_file(path, export.source.encode())
+    print(f"Wrote {path}")
+    print(f"Flash: {export.constant_bytes:,} bytes of constants, and about {export.code_bytes:,} of code (an estimate)")
+    print(f"RAM: {export.scratch_bytes:,} bytes of scratch memory, and {export.input_bytes:,} of input")

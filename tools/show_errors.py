@@ -401,6 +401,8 @@ def conversion(folder):
     checkpoints(folder)
     nan = np.full((1, 16, 16, 3), np.nan, "float32")
     flatbuffer = kb.deploy.convert(model)
+    say("C header of a file for LCE", lambda: kb.deploy.export_c(flatbuffer))
+    say("C header with a name that isn't one", lambda: kb.deploy.export_c(flatbuffer, "2nd"))
     say("NaN images, verify", lambda: kb.deploy.verify(model, flatbuffer, nan))
     to_lce = "converters/to_lce.py"
     say(".keras file cut short", lambda: command(to_lce, str(folder / "cut.keras"), str(folder / "x.tflite")))

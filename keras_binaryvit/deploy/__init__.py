@@ -2,6 +2,7 @@
 
 from keras_binaryvit.deploy.binary import BinaryLayer, binary_table
 from keras_binaryvit.deploy.convert import convert, count_operators
+from keras_binaryvit.deploy.export_c import CExport, export_c
 from keras_binaryvit.deploy.freeze import freeze
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import Inspection, inspect
@@ -13,6 +14,7 @@ from keras_binaryvit.files import load_model, write_file
 
 __all__ = [
     "BinaryLayer",
+    "CExport",
     "ConversionError",
     "Inspection",
     "Verification",
@@ -21,6 +23,7 @@ __all__ = [
     "binary_table",
     "convert",
     "count_operators",
+    "export_c",
     "freeze",
     "inspect",
     "load_model",

@@ -229,7 +229,7 @@ def _feed_forward(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callabl
 
 def _attention(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
     batch, height, width, channels = _shape(operator, 0, 4)[:4]
-    kernels, reduction = _shape(operator, 1, 3)[0], _option(operator, "reduction")
+    kernels, reduction = _shape(operator, 1, 3)[0], option(operator, "reduction")
     if reduction < 1:
         raise ValueError(f"The flatbuffer is damaged: an attention has the reduction {reduction}.")
     queries, keys = height * width, height * width // reduction**2
@@ -281,7 +281,7 @@ def _with_kernel(
 
 def _channels_a_group(operator: flatbuffers.Operator, words: int) -> int:
     """Returns the input channels that one output of an LceBconv2d sums; `words` of 32 bits hold those of a group."""
-    channels = _option(operator, "channels_in")
+    channels = option(operator, "channels_in")
     all_words = -(-channels // 32)
     if words < 1 or all_words < 1 or all_words % words:
         raise ValueError(
@@ -290,7 +290,13 @@ def _channels_a_group(operator: flatbuffers.Operator, words: int) -> int:
     return channels // (all_words // words)
 
 
-def _option(operator: flatbuffers.Operator, name: str) -> int:
+def option(operator: flatbuffers.Operator, name: str) -> int:
+    """Returns an option of a custom operator.
+
+    Raises:
+        ValueError: The operator's options are damaged.
+        ImportError: The package `flatbuffers` isn't installed.
+    """
     try:
         flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
     except ImportError as error:

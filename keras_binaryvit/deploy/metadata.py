@@ -58,6 +58,18 @@ def add_metadata(
     return _with_metadata(flatbuffer, json.dumps(content, ensure_ascii=False).encode())
 
 
+def read_metadata(flatbuffer: bytes) -> dict:
+    """Returns what `add_metadata` wrote, empty where there is none.
+
+    Raises:
+        ValueError: The bytes are no TFLite flatbuffer, or its metadata is damaged.
+    """
+    flatbuffers.read(flatbuffer)
+    model = flatbuffers.unpack(flatbuffer)
+    buffers = [model.buffers[entry.buffer].data for entry in model.metadata or [] if entry.name == NAME.encode()]
+    return json.loads(bytes(buffers[0])) if buffers else {}
+
+
 def _checked_names(names, num_classes):
     if len(names) != num_classes:
         raise ValueError(f"The model has {num_classes} classes. Received: {len(names)} class names")

@@ -336,11 +336,8 @@ class PoolingBranches(ResidualLayer):
 
     def constants(self, **values: Any) -> dict[str, np.ndarray]:
         constants = super().constants(**values)
-        table = constants["parameters"].astype(np.float32).astype(np.float64)
-        _, shift, bias, center = table[:4]
-        below, beside = table[4 : 4 + self.vertical], table[4 + self.vertical :]
-        rows = bias + shift * (center + _weights_inside(below, self.row_edge.shape[0]))
-        columns = shift * _weights_inside(beside, self.column_edge.shape[0])
+        sides = self.row_edge.shape[0], self.column_edge.shape[0]
+        rows, columns = pooling_edges(constants["parameters"].astype(np.float32), self.vertical, *sides)
         return {**constants, "row_edge": rows[:, None], "column_edge": columns}
 
     def operands(self) -> list[np.ndarray]:
@@ -368,6 +365,21 @@ class PoolingBranches(ResidualLayer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "vertical": self.vertical, "horizontal": self.horizontal}
+
+
+def pooling_edges(table: np.ndarray, vertical: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what each row and each column of a map adds, `(height, channels)` and `(width, channels)`, in float64.
+
+    Args:
+        table: The operator's parameters.
+        vertical: Reach of the cross above and below.
+        height: Of the map.
+        width: Of the map.
+    """
+    table = table.astype(np.float64)
+    _, shift, bias, center = table[:4]
+    below, beside = table[4 : 4 + vertical], table[4 + vertical :]
+    return bias + shift * (center + _weights_inside(below, height)), shift * _weights_inside(beside, width)
 
 
 def _weights_inside(weights, side):

@@ -1,0 +1,210 @@
+"""export_c: headers that compile without a warning, and compute the runtime's bits here and on emulated boards."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import boards
+import keras
+import numpy as np
+import pytest
+from deploy_checks import functional, images
+from golden_conversion import GOLDEN
+from requirements import needs_runtime
+from test_flatbuffer import build
+
+import keras_binaryvit as kb
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
+from keras_binaryvit.deploy.metadata import add_metadata
+
+DOCS = Path(__file__).parents[2] / "docs"
+WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-pedantic", "-Werror")
+CLANG = next(filter(shutil.which, ("clang", "clang-19")), "clang")
+HOST_COMPILERS = {
+    "gcc": ("gcc", "-std=c99", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover"),
+    "gcc, any instruction": ("gcc", "-std=gnu11", "-O2", "-march=native"),  # where it would fuse products and sums
+    "clang": (CLANG, "-std=c99", "-O2", "-march=native"),
+    "g++": ("g++", "-x", "c++", "-std=c++17", "-O1"),
+}
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
+needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="GCC isn't installed")
+needs_boards = pytest.mark.skipif(
+    not boards.ARE_INSTALLED,
+    reason="gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm aren't installed",
+)
+
+
+def run_here(folder, flatbuffer, x, compiler="gcc"):
+    """Returns what the model computes of `x` in a program of a compiler of this machine."""
+    name, *options = HOST_COMPILERS[compiler]
+    (folder / "model.h").write_text(kb.deploy.export_c(flatbuffer).source)
+    program = folder / "program"
+    kind = "uint8_t" if x.dtype == np.uint8 else "float"
+    command = [
+        name,
+        *options,
+        *WARNINGS,
+        f"-DINPUT_TYPE={kind}",
+        f"-I{folder}",
+        boards.PROGRAMS / "host.c",
+        "-o",
+        program,
+    ]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([program], input=x.tobytes(), stdout=subprocess.PIPE, check=True).stdout
+    return np.frombuffer(printed, np.float32).reshape(len(x), -1)
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    """The trained preset's flatbuffer, and ten test images."""
+    with np.load(GOLDEN / "cifar10_sample.npz") as sample:
+        return kb.deploy.convert(kb.BinaryViT.from_preset("binaryvit_tiny_32_cifar10"), "fused"), sample["images"][:10]
+
+
+def without_ends(flatbuffer):
+    """Returns the model from the patch embedding's position embedding to the last feed-forward layer."""
+    model = flatbuffers.unpack(flatbuffer)
+    (graph,) = model.subgraphs
+    first, *operators, _, _ = graph.operators
+    graph.operators, graph.inputs, graph.outputs = operators, first.outputs, operators[-1].outputs
+    model.signatureDefs, model.metadata = [], []
+    return flatbuffers.pack(model)
+
+
+# --- Values, against binaryvit-runtime ---
+
+
+@needs_gcc
+@needs_runtime
+@pytest.mark.parametrize("compiler", HOST_COMPILERS)
+def test_bits_of_the_runtime(cifar10, compiler, tmp_path):
+    """All fused operators of the trained preset, on values like those that its patch embedding gives."""
+    if not shutil.which(HOST_COMPILERS[compiler][0]):
+        pytest.skip(f"{HOST_COMPILERS[compiler][0]} isn't installed")
+    body = without_ends(cifar10[0])
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 64)).astype(np.float32)
+    expected = kb.deploy.run(body, x).reshape(3, -1)
+    np.testing.assert_array_equal(run_here(tmp_path, body, x, compiler).view(np.uint32), expected.view(np.uint32))
+
+
+def odd_sizes(x):
+    """Sizes that fill no words, several words of keys, and blocks with and without branches and reductions."""
+    block, merging = kb.layers.BinaryTransformerBlock, kb.layers.PatchMerging
+    x = block(2, 1, 3, use_pooling_branches=False)(kb.layers.MultiBranchAveragePooling(((1, 7), (3, 1)))(x))
+    return block(4, 3, 1)(merging(80)(x))
+
+
+@needs_gcc
+@needs_runtime
+def test_bits_of_odd_sizes(tmp_path):
+    model = functional((6, 12, 40), odd_sizes)
+    flatbuffer, x = kb.deploy.convert(model, "fused"), images(model, 3)
+    expected = kb.deploy.run(flatbuffer, x).reshape(3, -1)
+    assert len(np.unique(expected)) > 1000
+    np.testing.assert_array_equal(run_here(tmp_path, flatbuffer, x).view(np.uint32), expected.view(np.uint32))
+
+
+@needs_gcc
+@needs_runtime
+def test_logits(cifar10, tmp_path):
+    """Of pixels; the patch embedding, the mean and the head are LiteRT's in the runtime, which has another order."""
+    flatbuffer, pixels = cifar10
+    model = kb.BinaryViT.from_preset("binaryvit_tiny_32_cifar10")
+    expected = kb.deploy.run(flatbuffer, keras.ops.convert_to_numpy(model.preprocessor.normalize(pixels)))
+    logits = run_here(tmp_path, flatbuffer, pixels)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@needs_gcc
+@needs_runtime
+def test_convolution_with_padding(tmp_path):
+    layers = keras.layers
+    model = functional((7, 6, 3), lambda x: layers.Conv2D(5, (3, 2), (2, 1), "same")(x) + 0.5)
+    flatbuffer, x = kb.deploy.convert(model, "fused"), images(model, 2)
+    expected = kb.deploy.run(flatbuffer, x).reshape(2, -1)
+    np.testing.assert_allclose(run_here(tmp_path, flatbuffer, x), expected, atol=1e-5)
+
+
+# --- On emulated boards ---
+
+
+@needs_gcc
+@needs_boards
+@pytest.mark.parametrize("processor", boards.BOARDS)
+def test_boards_give_this_machines_bits(cifar10, processor, tmp_path):
+    """Of ten images; in GNU's C, GCC fuses products and sums where nothing forbids it."""
+    flatbuffer, pixels = cifar10
+    expected = run_here(tmp_path, flatbuffer, pixels)
+    board, standard = boards.BOARDS[processor], "-std=c99" if processor == "cortex-m4" else "-std=gnu11"
+    program = boards.build(tmp_path, kb.deploy.export_c(flatbuffer).source, pixels, board, standard, *WARNINGS)
+    outputs, instructions = boards.run(program, board)
+    np.testing.assert_array_equal(outputs.view(np.uint32), expected.ravel().view(np.uint32))
+    assert 5e6 < instructions < 20e6
+
+
+# --- The header ---
+
+
+@needs_gcc
+def test_program_of_the_documentation(cifar10, tmp_path):
+    (program,) = re.findall(r"```c\n(.*?)```", (DOCS / "microcontrollers.md").read_text(), re.DOTALL)
+    (tmp_path / "model.h").write_text(kb.deploy.export_c(cifar10[0]).source)
+    (tmp_path / "main.c").write_text(program)
+    subprocess.run(["gcc", "-std=c99", *WARNINGS, "-fsyntax-only", tmp_path / "main.c"], check=True)
+
+
+def test_sizes_and_names(cifar10):
+    names = ['quo"te', "back\\slash", "Mücke", "what??/", *"456789"]
+    export = kb.deploy.export_c(add_metadata(cifar10[0], None, names), "net_2")
+    assert r'"quo\042te"' in export.source and r'"M\303\274cke"' in export.source
+    assert r'"back\134slash"' in export.source and r'"what\077\077/"' in export.source
+    assert "net_2_run(const float *input, float *output, net_2_scratch *scratch)" in export.source
+    assert f"NET_2_SCRATCH_BYTES {export.scratch_bytes} " in export.source.replace("\n", " ")
+    # Two maps of 8 x 8 x 64 values and little else.
+    assert 2 * 4 * 8 * 8 * 64 < export.scratch_bytes < 36_000
+    assert 370_000 < export.constant_bytes < 373_000 and export.input_bytes == 4 * 32 * 32 * 3
+    assert kb.deploy.export_c(cifar10[0]).input_bytes == 32 * 32 * 3
+
+
+def classifier(last="FULLY_CONNECTED"):
+    tensors = [
+        ("x", (1, 144), "float32", None),
+        ("net/head/w", (4, 144), "float32", np.arange(576, dtype="float32")),
+        ("net/head/y", (1, 4), "float32", None),
+    ]
+    return build(tensors, [(last, (0, 1), (2,), None)])
+
+
+@pytest.mark.parametrize(
+    "flatbuffer, name, message",
+    [
+        (classifier("SUB"), "net", "'.*head.*' can't be exported to C: its operator is SUB; only ADD, .* can be"),
+        (classifier(), "2net", "name must be letters.*'2net'"),
+        (b"", "net", "no TFLite flatbuffer"),
+    ],
+)
+def test_errors(flatbuffer, name, message):
+    with pytest.raises(ValueError, match=message):
+        kb.deploy.export_c(flatbuffer, name)
+
+
+def test_models_that_c_cannot_have():
+    layers = keras.layers
+    batch = kb.deploy.convert(functional((4,), layers.Dense(2)), batch_size=2)
+    with pytest.raises(kb.deploy.ConversionError, match="one input and one output, for one image"):
+        kb.deploy.export_c(batch)
+    relu = kb.deploy.convert(functional((8, 8, 3), layers.Conv2D(2, 3, activation="relu", name="stem")))
+    with pytest.raises(kb.deploy.ConversionError, match="'stem.*activation RELU"):
+        kb.deploy.export_c(relu)
+
+
+@needs_runtime
+def test_command_line(cifar10, run_converter, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(cifar10[0])
+    out = run_converter("to_lce.py", tmp_path / "model.tflite", tmp_path / "my-net.h", "--target", "c")
+    assert re.search(r"Flash: 372,\d{3} bytes of constants.*\nRAM: 35,\d{3} bytes of scratch memory, and 3,072 of", out)
+    assert "void my_net_run(const uint8_t *input" in (tmp_path / "my-net.h").read_text()
