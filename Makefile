@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install -qq
 # PyPI's PyTorch for x86-64 Linux is a build for CUDA of several GB, which no other name than this can bring.
 TORCH := torch==2.13.0$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),+cpu)
 
-.PHONY: quickstart check test docs lint format bench wheels clean
+.PHONY: quickstart check test docs lint format bench wheels aar clean
 .DEFAULT_GOAL := quickstart
 
 $(BIN)/python:
@@ -53,9 +53,10 @@ quickstart: $(VENV)/.examples
 check: $(VENV)/.test
 	$(BIN)/python tools/run_tests.py lint types fast
 
+# TESTS: arguments of tools/run_tests.py.
 test: $(VENV)/.test $(VENV)/.torch
 	$(MAKE) --silent $(VENV)/.docs || true  # its part is skipped where it can't be installed
-	$(BIN)/python tools/run_tests.py
+	$(BIN)/python tools/run_tests.py $(TESTS)
 
 # The site, in out/site.
 docs: $(VENV)/.docs
@@ -80,6 +81,10 @@ bench: $(VENV)/.runtime
 # binaryvit-runtime for x86-64 and 64-bit ARM.
 wheels: | $(BIN)/python
 	PYTHON=$(BIN)/python runtime/wheels.sh dist
+
+# binaryvit-runtime.aar for Android, and maven/, a repository that has it.
+aar: | $(BIN)/python
+	$(BIN)/python runtime/android/aar.py dist
 
 clean:
 	rm -rf .venv .venv-* $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,6 +2,7 @@
 
 python tools/run_tests.py                    # every part but `fast`
 python tools/run_tests.py lint types fast    # these
+python tools/run_tests.py --without phones    # every part but `fast` and this one
 """
 
 import argparse
@@ -47,6 +48,8 @@ def _files(folder: str, names: str) -> list[str]:
 
 # Where a sign hangs on rounding.
 ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "lower runtime_layers"))
+# What is built for ARM and Android, and runs on an emulated board or a JVM, whatever this Python's version.
+PHONES = _files("tests", "android arm64")
 BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/torch_checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {
@@ -89,7 +92,8 @@ PARTS = {
     "TensorFlow, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "tensorflow"),
     "JAX, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "jax"),
     "PyTorch": Part((("pytest", *BACKENDS),), "torch", needs=("torch", "no CPU build of PyTorch")),
-    "runtime": Part((("pytest",),), folder="runtime"),
+    "runtime": Part((("pytest", *(f"--ignore={file}" for file in PHONES)),), folder="runtime"),
+    "phones": Part((("pytest", *PHONES),), folder="runtime"),
 }
 
 
@@ -183,8 +187,10 @@ def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to run, of: {', '.join(PARTS)}")
-    names = parser.parse_args().parts or [name for name in PARTS if name != "fast"]
-    if unknown := set(names) - set(PARTS):
+    parser.add_argument("--without", metavar="PART", action="append", default=["fast"], help="what to leave out")
+    arguments = parser.parse_args()
+    names = arguments.parts or [name for name in PARTS if name not in arguments.without]
+    if unknown := {*names, *arguments.without} - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))} (choose from {', '.join(PARTS)})")
     results = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The aarch64 library in the stock aarch64 wheel, on an emulated board, against this machine's results."""
+"""The wheel for 64-bit ARM, and its library on an emulated board, against this machine's results."""
 
 import os
 import platform
@@ -9,28 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from binaryvit_runtime import Interpreter
+from bionic_on_glibc import write_bionic
 from models import Tensor, options, pack, run, single_op
 from test_fused_ops import attention, feed_forward, patch_merging, pooling
 from test_kernels import product
+from test_wheels import check_library
 
 HERE = Path(__file__).parent
+LIBRARY = Path("content", "binaryvit_runtime", "libbinaryvit_runtime.so")
 
 if platform.machine() != "x86_64":
     pytest.skip("the comparison is with x86-64", allow_module_level=True)
-for tool in ("qemu-aarch64", "aarch64-linux-gnu-g++", "cmake"):
-    if not shutil.which(tool):
-        message = f"{tool} isn't installed; apt-get install qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross cmake"
-        pytest.skip(message, allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    build = tmp_path_factory.mktemp("build")
-    toolchain = HERE.parent / "cmake" / "aarch64.cmake"
-    configure = ["cmake", "-S", HERE.parent, "-B", build, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
-    subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", build, "-j", "2"], check=True, capture_output=True)
-    return build / "libbinaryvit_runtime.so"
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +92,35 @@ def convolution(rng):
 BOARDS = [("cortex-a72", "neon", "2.3.0"), ("cortex-a76", "dotprod", "1.4.0")]
 
 
-@pytest.mark.parametrize("cpu, kernel_set, litert", BOARDS)
-def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, library, models):
+def check(cpu, kernel_set, litert, models, *libraries, **more):
+    """Runs all models on an emulated board, with each library."""
+    if not shutil.which("qemu-aarch64"):
+        pytest.skip("qemu-aarch64 isn't installed; apt-get install qemu-user")
     settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, "PYTHONPATH": ""}
-    command = [HERE / "arm64.sh", HERE / "arm64_check.py", models, library]
-    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    command = [HERE / "arm64.sh", HERE / "arm64_check.py", models, *libraries]
+    result = subprocess.run(command, env=os.environ | settings | more, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "92 models agree" in result.stdout
+
+
+@pytest.mark.parametrize("cpu, kernel_set, litert", BOARDS)
+def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, aarch64_wheel, models):
+    check(cpu, kernel_set, litert, models, aarch64_wheel / LIBRARY)
+
+
+def test_the_android_library_gives_the_same_bits(aarch64_wheel, aar, models, tmp_path):
+    library = aar / "content" / "jni" / "arm64-v8a" / "libbinaryvit_runtime.so"
+    write_bionic(library, tmp_path)
+    paths = {"QEMU_OPTS": f"-E LD_LIBRARY_PATH={tmp_path}"}
+    check(*BOARDS[1], models, aarch64_wheel / LIBRARY, library, **paths)
+
+
+def test_the_wheel(aarch64_wheel):
+    (wheel,) = aarch64_wheel.glob("*.whl")
+    content = aarch64_wheel / "content"
+    assert wheel.name == "binaryvit_runtime-0.1.0-py3-none-manylinux_2_17_aarch64.whl"
+    tags = (content / "binaryvit_runtime-0.1.0.dist-info" / "WHEEL").read_text()
+    assert "Tag: py3-none-manylinux_2_17_aarch64" in tags and "Root-Is-Purelib: false" in tags
+    check_library(aarch64_wheel / LIBRARY, "aarch64")
+    assert (content / "binaryvit_runtime" / "include" / "binaryvit_runtime.h").exists()
+    assert list(content.glob("*.dist-info/licenses/LICENSE")) and (content / "binaryvit_runtime" / "py.typed").exists()

@@ -1,42 +1,27 @@
 plugins {
-    id("com.android.application")
-    id("org.jetbrains.kotlin.android")
+    id("com.android.application") // compiles Kotlin too, from version 9 on
 }
 
 android {
     namespace = "org.binaryvit.classify"
-    compileSdk = 35
-    ndkVersion = "27.2.12479018"
+    compileSdk = 36
 
     defaultConfig {
         applicationId = "org.binaryvit.classify"
         minSdk = 28 // ImageDecoder, which turns photos upright
-        targetSdk = 35
+        targetSdk = 36
         versionCode = 1
         versionName = "0.1"
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
-        externalNativeBuild {
-            cmake { arguments += "-DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON" } // phones with pages of 16 KB
-        }
-    }
-
-    externalNativeBuild {
-        cmake {
-            path = file("src/main/cpp/CMakeLists.txt")
-            version = "3.22.1"
-        }
     }
 
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_17
         targetCompatibility = JavaVersion.VERSION_17
     }
-
-    kotlinOptions { jvmTarget = "17" }
 }
 
 dependencies {
-    // Newer ones (2.x) take no delegates from Java; see the README.
-    implementation("com.google.ai.edge.litert:litert:1.4.1")
-    implementation("com.google.ai.edge.litert:litert-api:1.4.1")
+    implementation("org.binaryvit:binaryvit-runtime:0.1.0")
+    implementation("com.google.ai.edge.litert:litert:1.4.2") // 2 takes no delegates from Java
 }

@@ -7,6 +7,7 @@ import java.nio.ByteOrder
 import kotlin.math.exp
 import kotlin.math.max
 import kotlin.math.min
+import org.binaryvit.runtime.BinaryVitDelegate
 import org.tensorflow.lite.Interpreter
 
 data class Prediction(val label: String, val probability: Float)

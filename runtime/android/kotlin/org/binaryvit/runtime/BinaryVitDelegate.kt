@@ -1,8 +1,16 @@
-package org.binaryvit.classify
+package org.binaryvit.runtime
 
 import org.tensorflow.lite.Delegate
 
-/** Runs the binary operators of one interpreter; close it after the interpreter. */
+/**
+ * Runs the binary operators of one interpreter of LiteRT 1; close it after the interpreter.
+ *
+ *     val delegate = BinaryVitDelegate()
+ *     val interpreter = Interpreter(model, Interpreter.Options().addDelegate(delegate))
+ *
+ * @throws IllegalStateException there is no memory for it.
+ * @throws UnsatisfiedLinkError the app has no library for this processor.
+ */
 class BinaryVitDelegate : Delegate, AutoCloseable {
     private var handle = create()
 
@@ -17,9 +25,9 @@ class BinaryVitDelegate : Delegate, AutoCloseable {
         handle = 0
     }
 
-    companion object {
+    private companion object {
         init {
-            System.loadLibrary("binaryvit_android")
+            System.loadLibrary("binaryvit_jni")
         }
 
         @JvmStatic
