@@ -49,7 +49,7 @@ def _files(folder: str, names: str) -> list[str]:
 # Where a sign hangs on rounding.
 ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "lower runtime_layers"))
 # What is built for ARM and Android, and runs on an emulated board or a JVM, whatever this Python's version.
-PHONES = _files("tests", "android arm64")
+PHONES = _files("tests", "android arm64 kotlin")
 BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/torch_checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {

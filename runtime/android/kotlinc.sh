@@ -15,4 +15,6 @@ if [ ! -d "$cache" ]; then
   npm install --silent --no-fund --no-audit --prefix "$part" "kotlin-compiler@$version"
   mv -T "$part" "$cache" 2>/dev/null || rm -rf "$part"  # another process may have been faster
 fi
+# It compiles little, which these settings of Java's make half as long.
+export JAVA_OPTS=${JAVA_OPTS:--Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1}
 exec bash "$cache/node_modules/kotlin-compiler/bin/kotlinc" "$@"

@@ -46,7 +46,7 @@ case $mode in
     cd "$runtime"
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
       ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH="$build/package" "$python" -m pytest \
-      --ignore tests/test_android.py --ignore tests/test_arm64.py --ignore tests/test_wheels.py \
+      --ignore tests/test_android.py --ignore tests/test_arm64.py --ignore tests/test_kotlin.py --ignore tests/test_wheels.py \
       --ignore tests/test_thread_pool.py --ignore tests/test_raspberry_pi.py \
       --deselect tests/test_command_lines.py::test_modules_and_entry_points_run "$@"
     ;;

@@ -13,6 +13,7 @@ from test_wheels import FUNCTIONS, MACHINES, readelf
 
 ABIS = {"arm64-v8a": "aarch64", "x86_64": "x86_64"}
 ANDROID = RUNTIME / "android"
+APP = RUNTIME.parent / "examples" / "android" / "app"
 BIONIC = [line.split() for line in (ANDROID / "bionic.txt").read_text().splitlines() if not line.startswith("#")]
 JNI = "Java_org_binaryvit_runtime_"
 # What each library offers, and the other libraries that it loads.
@@ -95,3 +96,4 @@ def test_the_maven_repository(aar):
     project = ElementTree.parse(pom).getroot()
     found = [project.find(name, space).text for name in ("groupId", "artifactId", "version", "packaging")]
     assert found == ["org.binaryvit", "binaryvit-runtime", "0.1.0", "aar"]
+    assert '"org.binaryvit:binaryvit-runtime:0.1.0"' in (APP / "build.gradle.kts").read_text()

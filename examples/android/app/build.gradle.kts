@@ -15,6 +15,13 @@ android {
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 
+    // Of LiteRT: each has its Model.kt in src/.
+    flavorDimensions += "litert"
+    productFlavors {
+        create("litert1") { dimension = "litert" }
+        create("litert2") { dimension = "litert" }
+    }
+
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_17
         targetCompatibility = JavaVersion.VERSION_17
@@ -23,5 +30,10 @@ android {
 
 dependencies {
     implementation("org.binaryvit:binaryvit-runtime:0.1.0")
-    implementation("com.google.ai.edge.litert:litert:1.4.2") // 2 takes no delegates from Java
+    "litert1Implementation"("com.google.ai.edge.litert:litert:1.4.2")
+    "litert2Implementation"("com.google.ai.edge.litert:litert:2.3.0") // the one that LiteRt2Model has been tried with
+    implementation("androidx.activity:activity:1.11.0")
+    implementation("androidx.camera:camera-camera2:1.5.1")
+    implementation("androidx.camera:camera-lifecycle:1.5.1")
+    implementation("androidx.camera:camera-view:1.5.1")
 }

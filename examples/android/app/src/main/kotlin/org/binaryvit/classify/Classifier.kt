@@ -1,71 +1,53 @@
 package org.binaryvit.classify
 
-import android.graphics.Bitmap
-import android.graphics.Color
 import java.nio.ByteBuffer
-import java.nio.ByteOrder
 import kotlin.math.exp
-import kotlin.math.max
-import kotlin.math.min
-import org.binaryvit.runtime.BinaryVitDelegate
-import org.tensorflow.lite.Interpreter
 
 data class Prediction(val label: String, val probability: Float)
 
 /**
- * A model with one input, float32 (1, height, width, 3), and one output, (1, classes).
+ * A model with one input, float32 (1, height, width, channels), and one output, (1, classes).
  *
- * @param model the file's content, in a direct buffer of the native byte order.
+ * @param content the file's, in a direct buffer of the native byte order.
+ * @throws IllegalArgumentException it is damaged, or doesn't say how to prepare images, or is no such model.
  */
-class Classifier(model: ByteBuffer, threads: Int) : AutoCloseable {
-    private val metadata = Metadata.read(model)
-    private val delegate = BinaryVitDelegate()
-    private val interpreter = Interpreter(model, Interpreter.Options().setNumThreads(threads).addDelegate(delegate))
-    private val height = interpreter.getInputTensor(0).shape()[1]
-    private val width = interpreter.getInputTensor(0).shape()[2]
-    private val classes = interpreter.getOutputTensor(0).shape()[1]
+class Classifier(content: ByteBuffer, threads: Int) : AutoCloseable {
+    private val metadata = Metadata.read(content)
+    private val model = Model(content, threads)
 
-    fun classify(image: Bitmap, top: Int = 5): List<Prediction> {
-        val scores = Array(1) { FloatArray(classes) }
-        interpreter.run(prepare(image), scores)
-        val probabilities = if (metadata.outputsAreProbabilities) scores[0] else softmax(scores[0])
+    init {
+        try {
+            val (input, output) = model.inputShape.toList() to model.outputShape.toList()
+            require(input.size == 4 && input[0] == 1 && input[3] == metadata.preprocessor.channels) {
+                "a classifier takes (1, height, width, ${metadata.preprocessor.channels}), but this model takes $input"
+            }
+            require(output.size == 2 && output[1] == (metadata.classNames?.size ?: output[1])) {
+                "a classifier gives (1, ${metadata.classNames?.size ?: "classes"}), but this model gives $output"
+            }
+        } catch (error: IllegalArgumentException) {
+            model.close()
+            throw error
+        }
+    }
+
+    private val height = model.inputShape[1]
+    private val width = model.inputShape[2]
+
+    /** By how much a photo may be shrunk while it is decoded. */
+    fun sampleSize(imageWidth: Int, imageHeight: Int) =
+        metadata.preprocessor.sampleSize(imageWidth, imageHeight, height, width)
+
+    /** @param pixels of an image, as `Bitmap.getPixels` has them. */
+    fun classify(pixels: IntArray, imageWidth: Int, imageHeight: Int, top: Int): List<Prediction> {
+        val scores = FloatArray(model.outputShape[1])
+        model.run(metadata.preprocessor.prepare(pixels, imageWidth, imageHeight, height, width), scores)
+        val probabilities = if (metadata.outputsAreProbabilities) scores else softmax(scores)
         return probabilities.indices.sortedByDescending { probabilities[it] }.take(top).map {
             Prediction(metadata.classNames?.get(it) ?: it.toString(), probabilities[it])
         }
     }
 
-    override fun close() {
-        interpreter.close()
-        delegate.close()
-    }
-
-    /** Crops to the aspect ratio, resizes, crops in the center and normalizes, as in training but for the filter. */
-    private fun prepare(image: Bitmap): ByteBuffer {
-        val (rows, columns) = metadata.resized(height, width)
-        val partHeight = max(1, min(image.height, (image.width.toLong() * rows / columns).toInt()))
-        val partWidth = max(1, min(image.width, (image.height.toLong() * columns / rows).toInt()))
-        val part = Bitmap.createBitmap(
-            image, (image.width - partWidth) / 2, (image.height - partHeight) / 2, partWidth, partHeight)
-        val resized = shrink(part, columns, rows)
-        val pixels = IntArray(height * width)
-        resized.getPixels(pixels, 0, width, (resized.width - width) / 2, (resized.height - height) / 2, width, height)
-        val input = ByteBuffer.allocateDirect(4 * 3 * pixels.size).order(ByteOrder.nativeOrder())
-        for (pixel in pixels) {
-            val channels = intArrayOf(Color.red(pixel), Color.green(pixel), Color.blue(pixel))
-            for (c in 0 until 3) input.putFloat((channels[c] / 255f - metadata.mean[c]) / metadata.std[c])
-        }
-        input.rewind()
-        return input
-    }
-
-    /** Android's own filter looks at four pixels, which isn't enough to shrink a photo: halve it as often as possible. */
-    private fun shrink(image: Bitmap, width: Int, height: Int): Bitmap {
-        var result = image
-        while (result.width >= 2 * width && result.height >= 2 * height) {
-            result = Bitmap.createScaledBitmap(result, result.width / 2, result.height / 2, true)
-        }
-        return Bitmap.createScaledBitmap(result, width, height, true)
-    }
+    override fun close() = model.close()
 
     private fun softmax(logits: FloatArray): FloatArray {
         val largest = logits.max()

@@ -2,55 +2,65 @@ package org.binaryvit.classify
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
-import kotlin.math.min
-import org.json.JSONArray
-import org.json.JSONObject
 
-/** How to prepare a model's images, and what its classes are called, as the converter has written it into the file. */
+/**
+ * What a model's file says of its images and classes, as the converter has written it.
+ *
+ * @property outputsAreProbabilities otherwise they are logits.
+ * @property classNames in the order of the outputs, or null.
+ */
 class Metadata(
-    val mean: FloatArray,
-    val std: FloatArray,
-    private val resizeSize: IntArray,
+    val preprocessor: Preprocessor,
     val outputsAreProbabilities: Boolean,
     val classNames: List<String>?,
 ) {
-    /** Height and width to resize to, for a model that takes [height] x [width] pixels. */
-    fun resized(height: Int, width: Int): Pair<Int, Int> {
-        if (resizeSize.size == 2) return resizeSize[0] to resizeSize[1]
-        val short = min(height, width) // version 1 has the short side
-        return resizeSize[0] * height / short to resizeSize[0] * width / short
-    }
-
     companion object {
         /** @throws IllegalArgumentException the file is damaged, or doesn't say how to prepare images. */
         fun read(model: ByteBuffer): Metadata {
             try {
                 val text = requireNotNull(Flatbuffer(model).metadata("binaryvit")) { "it says nothing of its images" }
-                val content = JSONObject(text)
-                val version = content.getInt("version")
-                require(version in 1..2) { "its metadata is of version $version; this program reads 1 and 2" }
-                return Metadata(
-                    floats(content.getJSONArray("mean")),
-                    floats(content.getJSONArray("std")),
-                    if (version == 1) intArrayOf(content.getInt("resize")) else integers(content.getJSONArray("resize_size")),
-                    content.getString("outputs") == "probabilities",
-                    content.optJSONArray("labels")?.let { names -> List(names.length()) { names.getString(it) } },
-                )
-            } catch (error: Exception) {
+                return read(requireNotNull(Json(text).read() as? Map<*, *>) { "its metadata is no object" })
+            } catch (error: Exception) { // such as ByteBuffer's, where a position is outside of the file
                 throw IllegalArgumentException(
-                    "model.tflite can't be used: ${error.message}. Convert a model that has a preprocessor.", error)
+                    "model.tflite can't be used: ${(error as? IllegalArgumentException)?.message ?: error}. Convert a model that has a preprocessor.", error)
             }
         }
 
-        private fun integers(array: JSONArray) = IntArray(array.length()) { array.getInt(it) }
+        private fun read(content: Map<*, *>): Metadata {
+            val version = content["version"] as? Double
+            require(version == 1.0 || version == 2.0) { "its metadata is of version $version; this program reads 1 and 2" }
+            val interpolation = content["interpolation"] ?: "bilinear"
+            require(interpolation == "bilinear" || interpolation == "bicubic") { "its interpolation is $interpolation" }
+            val outputs = content["outputs"] ?: "logits"
+            require(outputs == "logits" || outputs == "probabilities") { "its outputs are $outputs" }
+            val size = content["resize_size"] ?: content["resize"] // version 1 has the short side
+            val sides = if (size == null) emptyList() else numbers(size as? List<*> ?: listOf(size), "resize_size")
+            require((size !is List<*> || size.size == 2) && sides.all { it % 1 == 0.0 }) { "its resize_size is $size" }
+            val preprocessor = Preprocessor(
+                numbers(content["mean"], "mean"),
+                numbers(content["std"], "std"),
+                sides.map { it.toInt() },
+                bicubic = interpolation == "bicubic",
+            )
+            val names = content["labels"]
+            require(names == null || names is List<*> && names.all { it is String }) { "its labels are no list of texts" }
+            return Metadata(preprocessor, outputs == "probabilities", names?.map { it as String })
+        }
 
-        private fun floats(array: JSONArray) = FloatArray(array.length()) { array.getDouble(it).toFloat() }
+        private fun numbers(content: Any?, name: String): List<Double> {
+            require(content is List<*> && content.all { it is Double }) { "it has no numbers for $name" }
+            return content.map { it as Double }
+        }
     }
 }
 
 /** The few fields of a TFLite flatbuffer that lead to its metadata; ByteBuffer checks all bounds. */
 private class Flatbuffer(model: ByteBuffer) {
     private val content = model.duplicate().order(ByteOrder.LITTLE_ENDIAN)
+
+    init {
+        require(content.limit() >= 8 && content.getInt(4) == IDENTIFIER) { "it is no TFLite flatbuffer" }
+    }
 
     fun metadata(name: String): String? {
         val root = indirect(0)
@@ -82,12 +92,12 @@ private class Flatbuffer(model: ByteBuffer) {
         val start = indirect(field)
         val size = content.getInt(start)
         require(size in 0..content.limit() - start - 4) { "it is damaged" }
-        val bytes = ByteArray(size)
-        content.duplicate().apply { position(start + 4) }.get(bytes)
-        return String(bytes, Charsets.UTF_8)
+        val bytes = content.duplicate().apply { position(start + 4).limit(start + 4 + size) }
+        return Charsets.UTF_8.newDecoder().decode(bytes).toString()
     }
 
     private companion object {
+        const val IDENTIFIER = 0x334C4654 // "TFL3"
         const val BUFFERS = 4
         const val METADATA = 6
     }
