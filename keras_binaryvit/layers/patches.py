@@ -37,7 +37,7 @@ class PatchEmbedding(keras.layers.Layer):
 
     Args:
         embed_dim: Channels of the output.
-        patch_size: Side of a patch; must divide the image's sides.
+        patch_size: Side of a patch, the stride of the convolution; must divide the image's sides.
         use_norm: Whether there is a batch normalization.
         use_class_token: Whether a learned token stands before the patches. The output is then one column of positions,
             as nothing can be a feature map with a token in it.
@@ -46,6 +46,8 @@ class PatchEmbedding(keras.layers.Layer):
         kernel_regularizer: Of the convolution.
         kernel_constraint: Of the convolution.
         position_embedding_initializer: `None` for a truncated normal distribution with a deviation of 0.02.
+        kernel_size: Side of the convolution's window; `None` for `patch_size`. With a larger one the patches overlap,
+            and zeros surround the image.
 
     Shapes: `(batch, height, width, channels)` gives `(batch, height / patch_size, width / patch_size, embed_dim)`; with
     a class token `(batch, 1 + number of patches, 1, embed_dim)`, the patches row by row.
@@ -53,7 +55,8 @@ class PatchEmbedding(keras.layers.Layer):
     Raises:
         ValueError: The patches don't divide the image.
 
-    Source: BinaryViT, arXiv 2306.16678, section 3.4; without norm ViT, arXiv 2010.11929, eq. 1.
+    Source: BinaryViT, arXiv 2306.16678, section 3.4; without norm ViT, arXiv 2010.11929, eq. 1; overlapping patches
+    PVT v2, arXiv 2106.13797, section 3.2.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class PatchEmbedding(keras.layers.Layer):
         kernel_regularizer: str | dict | Callable | None = None,
         kernel_constraint: str | dict | Callable | None = None,
         position_embedding_initializer: str | dict | Callable | None = None,
+        kernel_size: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.embed_dim = positive_integer("embed_dim", embed_dim)
         self.patch_size = positive_integer("patch_size", patch_size)
+        self.kernel_size = self.patch_size if kernel_size is None else positive_integer("kernel_size", kernel_size)
         self.use_norm = use_norm
         self.use_class_token = use_class_token
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -82,11 +87,12 @@ class PatchEmbedding(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         self._shape = _checked_shape(self, input_shape, self.patch_size)
-        limit = (self.patch_size**2 * input_shape[-1]) ** -0.5
+        limit = (self.kernel_size**2 * input_shape[-1]) ** -0.5
         self.convolution = keras.layers.Conv2D(
             self.embed_dim,
+            self.kernel_size,
             self.patch_size,
-            self.patch_size,
+            padding="valid" if self.kernel_size == self.patch_size else "same",
             data_format="channels_last",
             kernel_initializer=initial_kernel(self.kernel_initializer),
             bias_initializer=self.bias_initializer or keras.initializers.RandomUniform(-limit, limit),
@@ -138,6 +144,7 @@ class PatchEmbedding(keras.layers.Layer):
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
             "position_embedding_initializer": keras.initializers.serialize(self.position_embedding_initializer),
+            "kernel_size": self.kernel_size,
         }
 
 

@@ -36,6 +36,20 @@ _TINY_32 = {
     "mlp_ratios": (4, 4, 4),
 }
 
+# Four times as many positions as _TINY_32, behind two real convolutions; what is between two stages is real, too.
+_32 = {
+    "image_shape": (32, 32, 3),
+    "num_classes": 10,
+    "patch_size": 2,
+    "embed_dims": (64, 128, 256),
+    "depths": (1, 2, 2),
+    "num_heads": (1, 2, 4),
+    "sr_ratios": (4, 2, 1),
+    "mlp_ratios": (4, 4, 4),
+    "binary_patch_merging": False,
+    "stem": "convolutions",
+}
+
 # DeiT-S with binary blocks: all on maps of the same size.
 _FLAT_SMALL = {
     "image_shape": (224, 224, 3),
@@ -77,6 +91,9 @@ PRESETS = {
         ),
         sha256="8c0d30a441b7b752663a65e9a279277988aafe7ccfe1ae900122f1ea13e25da4",
     ),
+    "binaryvit_32": Preset(
+        _32, PresetMetadata("A pyramid of 5 blocks for 32x32 images, with a stem of convolutions", 0)
+    ),
     "reactdeit_small": _flat(1, 22_406_260, use_class_token=True, use_pooling_branches=False, use_affine=False),
     "reactdeit_small_avg_pool": _flat(2, 22_405_492, use_pooling_branches=False, use_affine=False),
     "reactdeit_small_avg_pool_multi_branch": _flat(3, 22_442_356, use_affine=False),
@@ -105,6 +122,9 @@ class BinaryViT(ImageClassifier):
         mlp_ratios: Hidden-to-input width ratio of the feed-forward layers.
         binary_patch_merging: Whether the convolutions between stages are binary (67.7 % top-1 on ImageNet in the paper)
             or real (70.6 %).
+        stem: What is before the first block: `"patches"`, the paper's patch embedding, or `"convolutions"`, a 3x3
+            convolution and one with stride 2 for each halving that `patch_size` needs, which must be a power of two.
+            All are real, with a batch normalization, and ReLU between them.
         use_patch_norm: Whether the patch embedding has a batch normalization.
         use_class_token: Whether the head reads a class token, rather than the mean over all positions; with one stage,
             and without pooling branches.
@@ -161,6 +181,7 @@ class BinaryViT(ImageClassifier):
         binary_probabilities: bool = True,
         remat: bool = False,
         *,
+        stem: str = "patches",
         use_patch_norm: bool = True,
         use_class_token: bool = False,
         use_pooling_branches: bool = True,
@@ -194,14 +215,45 @@ class BinaryViT(ImageClassifier):
                 f"Received: use_class_token={use_class_token}, use_pooling_branches={use_pooling_branches}, "
                 f"depths={tuple(depths)}"
             )
+        if stem not in ("patches", "convolutions"):
+            raise ValueError(f"stem must be 'patches' or 'convolutions'. Received: stem={stem!r}")
+        halvings = positive_integer("patch_size", patch_size).bit_length() - 1
+        if stem == "convolutions" and (patch_size != 2**halvings or embed_dims[0] % patch_size):
+            raise ValueError(
+                "stem='convolutions' needs a patch_size that is a power of two and divides embed_dims[0]. "
+                f"Received: patch_size={patch_size}, embed_dims={tuple(embed_dims)}"
+            )
         input_quantizer = quantizers.get(input_quantizer)
         kernel_quantizer = quantizers.get(kernel_quantizer)
         conv_kernel_quantizer = quantizers.get(conv_kernel_quantizer)
 
-        inputs = keras.Input(checked_image_shape(image_shape), name="images")
+        x = inputs = keras.Input(checked_image_shape(image_shape), name="images")
+        if stem == "convolutions":
+            for index in range(halvings):
+                x = keras.layers.Conv2D(
+                    embed_dims[0] // 2 ** (halvings - index),
+                    3,
+                    strides=min(index + 1, 2),
+                    padding="same",
+                    data_format="channels_last",
+                    use_bias=False,
+                    kernel_initializer="he_normal",
+                    dtype=dtype,
+                    name=f"stem_convolution_{index}",
+                )(x)
+                x = BatchNorm(dtype=dtype, name=f"stem_norm_{index}")(x)
+                x = keras.layers.ReLU(dtype=dtype, name=f"stem_activation_{index}")(x)
+            patch = {"patch_size": 2, "kernel_size": 3}
+        else:
+            patch = {"patch_size": patch_size}
         x = PatchEmbedding(
-            embed_dims[0], patch_size, use_patch_norm, use_class_token, dtype=dtype, name="patch_embedding"
-        )(inputs)
+            embed_dims[0],
+            use_norm=use_patch_norm,
+            use_class_token=use_class_token,
+            **patch,
+            dtype=dtype,
+            name="patch_embedding",
+        )(x)
         last_block = max(sum(depths) - 1, 1)
         block = 0
         for stage, depth in enumerate(depths):
