@@ -16,6 +16,7 @@ class Recipe:
         preset: Where the network comes from, see `from_preset`; weights that it has are trained further.
         data_dir: Where TensorFlow Datasets has prepared it; may be in object storage.
         train_split: What to train on, such as `train[:10%]`.
+        validation_split: What is evaluated after each epoch; None means `validation`, or `test` if there is none.
         image_size: Side of the images, in pixels.
         output: Folder for all that is written.
         epochs: Passes over the training split.
@@ -28,6 +29,8 @@ class Recipe:
         clip_norm: Largest norm of all gradients together; None for any.
         drop_path_rate: Stochastic depth of the last block.
         teacher: A .keras model to learn from; None means to learn from labels.
+        teacher_passes: Passes over the augmented images whose teacher's logits are computed before the training, which
+            then goes through these passes again and again. 0 means that the teacher runs in each step.
         label_weight: Share of the labels in the loss, the teacher's being the rest.
         temperature: Of the distillation.
         full_precision_kernel_epochs: Epochs of a first stage in which only activations are binary.
@@ -48,6 +51,7 @@ class Recipe:
     epochs: int = 300
     data_dir: str | None = None
     train_split: str = "train"
+    validation_split: str | None = None
     batch_size: int = 512
     learning_rate: float | None = None
     final_learning_rate: float = 1e-5
@@ -57,6 +61,7 @@ class Recipe:
     clip_norm: float | None = None
     drop_path_rate: float = 0.0
     teacher: Path | None = None
+    teacher_passes: int = 0
     label_weight: float = 0.0
     temperature: float = 1.0
     full_precision_kernel_epochs: int = 0
@@ -75,9 +80,22 @@ _SMALL_IMAGES = {
     "image_size": 32,
     "schedule": "step",
     "warmup_epochs": 1,
+    "epochs": 24,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "cifar10": {**_SMALL_IMAGES, "epochs": 24, "batch_size": 64, "learning_rate": 2e-3},
+    "small_images": _SMALL_IMAGES,
+    "cifar10": {
+        **_SMALL_IMAGES,
+        "preset": "binaryvit_32",
+        "epochs": 40,
+        "warmup_epochs": 2,
+        "train_split": "train[:45000]",
+        "validation_split": "train[45000:]",
+        "teacher_passes": 8,
+        "temperature": 2.0,
+    },
     "digits": {**_SMALL_IMAGES, "epochs": 20, "batch_size": 32, "learning_rate": 8e-3},
     "imagenet": {},
 }
@@ -105,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     add(parser, "image_size", "height and width of the images, in pixels", type=int)
     add(parser, "data_dir", "where TensorFlow Datasets has prepared the data set; gs:// and s3:// work too")
     add(parser, "train_split", "what to train on, such as train[:10%%]")
+    add(parser, "validation_split", "what to evaluate after each epoch; None means validation, or else test")
     add(parser, "output", "folder to write to", type=Path)
     switch(parser, "resume", "continue an interrupted run in the same folder")
     add(parser, "keep", "checkpoints to keep, besides the best", type=int)
@@ -131,6 +150,13 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
     teacher = parser.add_argument_group("distillation")
     add(teacher, "teacher", "a .keras model to learn from; without one, from labels", type=Path)
+    add(
+        teacher,
+        "teacher_passes",
+        "passes over the augmented images whose logits are computed once and trained on again and again; 0 runs the "
+        "teacher in each step",
+        type=int,
+    )
     add(teacher, "label_weight", "share of the labels in the loss", type=float)
     add(teacher, "temperature", "of the distillation", type=float)
 

@@ -1,7 +1,7 @@
 """Trains a binary vision transformer on a data set or a folder of images.
 
 binaryvit-train photos/                                                      one subfolder per class
-binaryvit-train cifar10 --data-dir ~/tensorflow_datasets --recipe cifar10
+binaryvit-train cifar10 --data-dir ~/tensorflow_datasets --recipe cifar10 --teacher teacher.keras
 binaryvit-train imagenet2012 --recipe imagenet --teacher deit_small.keras    300 epochs, as in the paper
 """
 
@@ -15,7 +15,7 @@ from binaryvit_commands import command
 def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments; the recipe that is named sets the defaults of the others."""
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=recipes.RECIPES, default="cifar10")
+    first.add_argument("--recipe", choices=recipes.RECIPES, default="small_images")
     name = first.parse_known_args()[0].recipe
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         choices=recipes.RECIPES,
-        default="cifar10",
+        default="small_images",
         help="defaults of all others, shown here for %(default)s",
     )
     parser.set_defaults(recipe=name)
@@ -53,7 +53,7 @@ def main() -> None:
     model, history = training.train(recipe)
     save_model(file, model)
     accuracies = history["val_accuracy"]
-    print(f"Accuracy: {accuracies[-1]:.2%}, at best {max(accuracies):.2%}. Wrote {file}")
+    print(f"Validation accuracy: {accuracies[-1]:.2%}, at best {max(accuracies):.2%}. Wrote {file}")
 
     info = kb.data.info(recipe.dataset, recipe.data_dir)
     split = training.evaluation_split(info)
@@ -62,6 +62,7 @@ def main() -> None:
     )
     labels = np.concatenate([labels for _, labels in batches.as_numpy_iterator()])
     predictions = model.predict(batches, verbose=0).argmax(-1)
+    print(f"Accuracy on {split!r}: {np.mean(predictions == labels):.2%} of {len(labels)} images")
     try:
         figures = {
             "curve.png": kb.visualize.learning_curve(history),

@@ -21,7 +21,7 @@ _FULL_PRECISION = {
     "binary_probabilities": False,
 }
 # What may differ when a run continues.
-_FREE = ("data_dir", "train_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
+_FREE = ("data_dir", "train_split", "validation_split", "output", "devices", "keep", "resume", "remat", "tensorboard")
 
 
 def train(recipe: Recipe, **overrides: Any) -> tuple[kb.models.ImageClassifier, dict[str, list[float]]]:
@@ -80,18 +80,19 @@ def fit(
         seed=recipe.seed,
         shard=distribution.shard,
     )
-    training = load(
-        recipe.train_split,
-        batch_size=recipe.batch_size,
-        augment=True,
-        drop_remainder=True,
-        first_epoch=min(done, recipe.epochs),
+    training = functools.partial(
+        load, recipe.train_split, batch_size=recipe.batch_size, augment=True, drop_remainder=True
     )
     replicas = len(distribution.devices) * distribution.hosts
-    split, size = evaluation(kb.data.info(recipe.dataset, recipe.data_dir), recipe.batch_size, replicas)
-    testing = load(split, batch_size=size, drop_remainder=True)
+    split = recipe.validation_split or evaluation_split(kb.data.info(recipe.dataset, recipe.data_dir))
+    # Those of all hosts, as the batches are.
+    images = len(
+        kb.data.load(recipe.dataset, split, batch_size=1, preprocessor=model.preprocessor, data_dir=recipe.data_dir)
+    )
+    size = evaluation_batch(split, images, recipe.batch_size, replicas)
+    validation = load(split, batch_size=size, drop_remainder=True)
 
-    steps = len(training)
+    steps = len(training())
     if not steps:
         raise ValueError(
             f"{recipe.train_split!r} of {recipe.dataset!r} has fewer images than a batch, {recipe.batch_size}. "
@@ -112,19 +113,31 @@ def fit(
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = model
+    passes, logits = recipe.epochs, None
     if teacher is not None:
+        if recipe.teacher_passes:
+            passes, logits = recipe.teacher_passes, recipe.output / "teacher_logits.npy"
+            kb.training.cache_logits(teacher, training(), logits, passes)
+            teacher = None
         trainer = kb.training.Distiller(model, teacher, recipe.label_weight, recipe.temperature)
     trainer.compile(optimizer, loss, metrics=["accuracy"])
     checkpoints.restore(trainer)
+    history = keras.callbacks.CSVLogger(str(recipe.output / "history.csv"), append=recipe.resume)
+    monitors = [rate, *_monitors(recipe, model, load(split, batch_size=16, cache=False)), history, checkpoints]
     with _explained(recipe):
-        trainer.fit(
-            training,
-            epochs=recipe.epochs,
-            initial_epoch=done,
-            validation_data=testing,
-            callbacks=[rate, *_monitors(recipe, model, load(split, batch_size=16, cache=False)), checkpoints],
-            verbose=0,
-        )
+        while done < recipe.epochs:
+            # As many epochs as there are passes, which then begin anew.
+            batches = training(first_epoch=done % passes)
+            stop = min(done - done % passes + passes, recipe.epochs)
+            trainer.fit(
+                batches if logits is None else kb.training.with_cached_logits(batches, logits),
+                epochs=stop,
+                initial_epoch=done,
+                validation_data=validation,
+                callbacks=monitors,
+                verbose=0,
+            )
+            done, history.append = stop, True
     return checkpoints.history
 
 
@@ -171,10 +184,7 @@ def _monitors(recipe: Recipe, model: keras.Model, few_images: Any) -> list[keras
     if any(getattr(layer, "binary_probabilities", False) for layer in model._flatten_layers()):
         images, _ = next(few_images.as_numpy_iterator())
         monitors.append(kb.training.AttentionMonitor(images))
-    monitors += [
-        kb.training.ProgressBar(),
-        keras.callbacks.CSVLogger(str(recipe.output / "history.csv"), append=recipe.resume),
-    ]
+    monitors.append(kb.training.ProgressBar())
     if recipe.tensorboard:
         monitors.append(keras.callbacks.TensorBoard(str(recipe.output / "tensorboard")))
     return monitors
@@ -207,16 +217,13 @@ def evaluation_split(info: kb.data.DatasetInfo) -> str:
     return split
 
 
-def evaluation(info: kb.data.DatasetInfo, batch_size: int, replicas: int) -> tuple[str, int]:
-    """Returns the split to evaluate on, and the largest batches that cover it and divide among all devices."""
-    split = evaluation_split(info)
+def evaluation_batch(split: str, images: int, batch_size: int, replicas: int) -> int:
+    """Returns the largest batch size that covers all images of a split and divides among all devices."""
     sizes = range(replicas, max(batch_size, replicas) + 1, replicas)
-    covering = [size for size in sizes if info.num_examples[split] % size == 0]
+    covering = [size for size in sizes if images % size == 0]
     if not covering:
-        print(
-            f"No batch covers all {info.num_examples[split]} images of {split!r} on {replicas} devices: some are left."
-        )
-    return split, max(covering or sizes)
+        print(f"No batch covers all {images} images of {split!r} on {replicas} devices: some are left.")
+    return max(covering or sizes)
 
 
 def _write_recipe(recipe: Recipe) -> None:

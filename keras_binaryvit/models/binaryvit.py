@@ -92,7 +92,7 @@ PRESETS = {
         sha256="8c0d30a441b7b752663a65e9a279277988aafe7ccfe1ae900122f1ea13e25da4",
     ),
     "binaryvit_32": Preset(
-        _32, PresetMetadata("A pyramid of 5 blocks for 32x32 images, with a stem of convolutions", 0)
+        _32, PresetMetadata("A pyramid of 5 blocks for 32x32 images behind a stem of convolutions", 2_357_679)
     ),
     "reactdeit_small": _flat(1, 22_406_260, use_class_token=True, use_pooling_branches=False, use_affine=False),
     "reactdeit_small_avg_pool": _flat(2, 22_405_492, use_pooling_branches=False, use_affine=False),
@@ -123,8 +123,8 @@ class BinaryViT(ImageClassifier):
         binary_patch_merging: Whether the convolutions between stages are binary (67.7 % top-1 on ImageNet in the paper)
             or real (70.6 %).
         stem: What is before the first block: `"patches"`, the paper's patch embedding, or `"convolutions"`, a 3x3
-            convolution and one with stride 2 for each halving that `patch_size` needs, which must be a power of two.
-            All are real, with a batch normalization, and ReLU between them.
+            convolution, and one with stride 2 for each halving that makes `patch_size`: 2, 4, 8, ... All are real, with
+            a batch normalization, and ReLU between them.
         use_patch_norm: Whether the patch embedding has a batch normalization.
         use_class_token: Whether the head reads a class token, rather than the mean over all positions; with one stage,
             and without pooling branches.
@@ -218,9 +218,9 @@ class BinaryViT(ImageClassifier):
         if stem not in ("patches", "convolutions"):
             raise ValueError(f"stem must be 'patches' or 'convolutions'. Received: stem={stem!r}")
         halvings = positive_integer("patch_size", patch_size).bit_length() - 1
-        if stem == "convolutions" and (patch_size != 2**halvings or embed_dims[0] % patch_size):
+        if stem == "convolutions" and (patch_size != max(2, 2**halvings) or embed_dims[0] % patch_size):
             raise ValueError(
-                "stem='convolutions' needs a patch_size that is a power of two and divides embed_dims[0]. "
+                "stem='convolutions' needs a patch_size of 2, 4, 8, ... that divides embed_dims[0]. "
                 f"Received: patch_size={patch_size}, embed_dims={tuple(embed_dims)}"
             )
         input_quantizer = quantizers.get(input_quantizer)
@@ -243,14 +243,12 @@ class BinaryViT(ImageClassifier):
                 )(x)
                 x = BatchNorm(dtype=dtype, name=f"stem_norm_{index}")(x)
                 x = keras.layers.ReLU(dtype=dtype, name=f"stem_activation_{index}")(x)
-            patch = {"patch_size": 2, "kernel_size": 3}
-        else:
-            patch = {"patch_size": patch_size}
         x = PatchEmbedding(
             embed_dims[0],
-            use_norm=use_patch_norm,
-            use_class_token=use_class_token,
-            **patch,
+            patch_size if stem == "patches" else 2,
+            use_patch_norm,
+            use_class_token,
+            kernel_size=None if stem == "patches" else 3,
             dtype=dtype,
             name="patch_embedding",
         )(x)

@@ -195,12 +195,18 @@ def torch_parameters(model: keras.Model) -> dict[str, Parameter]:
 
     Raises:
         TypeError: `model` is neither a `BinaryViT` nor a `DeiT`.
+        ValueError: It has variables that the authors' code hasn't, such as those of `stem="convolutions"`.
     """
     if isinstance(model, BinaryViT):
-        return dict(_binary_model(model, model.depths))
-    if isinstance(model, DeiT):
-        return dict(_deit(model))
-    raise TypeError(f"The authors' names are known for BinaryViT and DeiT. Received: {type(model).__name__}")
+        parameters = dict(_binary_model(model, model.depths))
+    elif isinstance(model, DeiT):
+        parameters = dict(_deit(model))
+    else:
+        raise TypeError(f"The authors' names are known for BinaryViT and DeiT. Received: {type(model).__name__}")
+    named = {id(parameter.variable) for parameter in parameters.values()}
+    if others := [variable.path for variable in model.weights if id(variable) not in named]:
+        raise ValueError(f"The authors' code has no counterpart of these variables of {model.name!r}: {others}")
+    return parameters
 
 
 def load_torch_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:

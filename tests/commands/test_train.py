@@ -117,7 +117,7 @@ def test_the_whole_recipe(run, tmp_path):
     )
     printed = run(*options)
     output = tmp_path / "out"
-    assert "Accuracy: " in printed and str(output / "model.keras") in printed
+    assert "Accuracy on 'validation': " in printed and str(output / "model.keras") in printed
     model = keras.models.load_model(output / "model.keras")
     assert model.output_shape == (None, CLASSES)
     assert model.get_config()["drop_path_rate"] == 0.1
@@ -152,23 +152,36 @@ def test_a_real_network(run, tmp_path):
     assert not any("clip" in weight.path for weight in model.weights)
 
 
+def test_logits_of_a_few_passes(run, tmp_path):
+    options = (f"--teacher={teacher(tmp_path)}", "--teacher-passes=2", "--train-split=train[:16]", "--epochs=3")
+    run(*options, "--validation-split=train[16:]")
+    output = tmp_path / "out"
+    # An image of another pass would have no logits.
+    assert len(np.load(output / "teacher_logits.npy")) == 2 * 16
+    assert len(logged(output)) == 3
+    assert kb.training.TrainingCheckpoint(output / "checkpoints").completed_epochs == 3
+
+
 def test_a_teacher_of_other_classes(run, tmp_path):
     with pytest.raises(SystemExit, match="has 5 classes, the student 'mini' has 3"):
         run(f"--teacher={teacher(tmp_path, num_classes=5)}")
 
 
 @pytest.mark.parametrize(
-    "splits, batch_size, replicas, expected",
-    [
-        ({"train": 9, "validation": 50_000, "test": 100_000}, 512, 8, ("validation", 400)),
-        ({"train": 9, "test": 10_000}, 64, 1, ("test", 50)),
-        ({"train": 9, "test": 10_000}, 4, 8, ("test", 8)),
-        ({"train": 9, "test": 7}, 8, 2, ("test", 8)),
-    ],
+    "images, batch_size, replicas, expected",
+    [(50_000, 512, 8, 400), (10_000, 64, 1, 50), (10_000, 4, 8, 8), (7, 8, 2, 8)],
 )
-def test_what_is_evaluated(splits, batch_size, replicas, expected):
+def test_batches_of_the_evaluation(images, batch_size, replicas, expected):
+    assert training.evaluation_batch("test", images, batch_size, replicas) == expected
+
+
+@pytest.mark.parametrize(
+    "splits, expected",
+    [({"train": 9, "validation": 5, "test": 7}, "validation"), ({"train": 9, "test": 7}, "test")],
+)
+def test_split_of_the_evaluation(splits, expected):
     info = kb.data.DatasetInfo("some", 3, ("a", "b", "c"), (None, None, 3), splits)
-    assert training.evaluation(info, batch_size, replicas) == expected
+    assert training.evaluation_split(info) == expected
 
 
 def test_unknown_preset(run):
@@ -188,7 +201,7 @@ def test_a_damaged_image_in_the_middle_of_an_epoch(run, tmp_path):
         run(data_dir=folder)
     (position,) = kb.data.find_corrupt("imagenet2012", data_dir=folder)
     split = f"--train-split=train[:{position}]+train[{position + 1}:]"
-    assert "Accuracy: " in run(split, "--resume", data_dir=folder)
+    assert "Accuracy on 'validation': " in run(split, "--resume", data_dir=folder)
 
 
 def test_from_a_folder_of_photographs_to_a_file_with_names(run, monkeypatch, tmp_path, capsys):
@@ -198,7 +211,7 @@ def test_from_a_folder_of_photographs_to_a_file_with_names(run, monkeypatch, tmp
         (photos / name).mkdir(parents=True)
         for seed in range(10):
             (photos / name / f"{seed}.jpg").write_bytes(jpeg(label, (36, 48), seed))
-    run("--recipe=cifar10", "--image-size=32", "--epochs=4", dataset=photos)
+    run("--recipe=small_images", "--image-size=32", "--epochs=4", dataset=photos)
     output = tmp_path / "out"
     assert {"curve.png", "confusion.png", "history.csv"} <= {path.name for path in output.iterdir()}
     # That of the next step: 3 of them an epoch, of which one epoch warms up.

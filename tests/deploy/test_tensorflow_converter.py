@@ -71,7 +71,7 @@ def test_equals_lces_recorded_files(name):
     [
         lambda: kb.BinaryViT.from_preset("binaryvit_tiny_32_cifar10"),
         lambda: kb.BinaryViT.from_preset("binaryvit_small", image_shape=(64, 64, 3), depths=(1, 1, 1, 1)),
-        lambda: kb.BinaryViT.from_preset("binaryvit_small_fp_merging", image_shape=(64, 64, 3), depths=(1, 1, 1, 1)),
+        lambda: kb.BinaryViT.from_preset("binaryvit_32", depths=(1, 1, 1)),
         *(
             lambda name=name: kb.BinaryViT.from_preset(name, image_shape=(32, 32, 3), depths=(1,))
             for name in kb.BinaryViT.presets
@@ -79,7 +79,7 @@ def test_equals_lces_recorded_files(name):
         ),
         lambda: kb.DeiT.from_preset("deit_tiny", image_shape=(32, 32, 3), depth=1),
     ],
-    ids=["tiny", "small", "fp_merging", "row_1", "row_2", "row_3", "row_4", "deit"],
+    ids=["tiny", "small", "32", "row_1", "row_2", "row_3", "row_4", "deit"],
 )
 def test_presets(create, ops):
     pytest.importorskip("binaryvit_runtime")

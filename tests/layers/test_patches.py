@@ -54,6 +54,17 @@ def test_embedding(patch_size):
     assert_close(numpy(layer(x)), expected)
 
 
+def test_embedding_of_overlapping_patches():
+    layer, x = PatchEmbedding(5, 2, kernel_size=3), normal(2, 8, 4, 3)
+    check_layer(layer, x.shape)
+    randomize(layer)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 1), (0, 1), (0, 0)))  # TensorFlow's "same" of an even side
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    product = np.einsum("bhwcpq,pqcd->bhwd", windows, float64(layer.convolution.kernel))
+    expected = np_norm(layer.norm, product + float64(layer.convolution.bias)) + float64(layer.position_embedding)
+    assert_close(numpy(layer(x)), expected)
+
+
 def test_embedding_with_a_class_token():
     layer, x = PatchEmbedding(5, 2, use_norm=False, use_class_token=True), normal(2, 8, 4, 3)
     check_layer(layer, x.shape)

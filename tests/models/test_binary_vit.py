@@ -56,6 +56,19 @@ def test_preset_with_real_merging():
     assert not any(layer.binary or layer.convolution.is_binary for layer in mergings)
 
 
+@pytest.mark.parametrize("patch_size, filters", [(2, [8]), (4, [4, 8])])
+def test_stem_of_convolutions(patch_size, filters):
+    model = BinaryViT(
+        (32, 16, 3), 10, patch_size, (16,), (1,), (1,), (1,), (1,), stem="convolutions", dtype="mixed_float16"
+    )
+    stem = [layer for layer in model.layers if layer.name.startswith("stem_convolution")]
+    assert [layer.filters for layer in stem] == filters
+    assert [layer.kernel_size for layer in stem] == [(3, 3)] * len(filters)
+    assert [layer.strides[0] for layer in stem] == [1, 2][: len(filters)]
+    assert model.get_layer("block_0").input.shape == (None, 32 // patch_size, 16 // patch_size, 16)
+    assert all(layer.dtype_policy.name == "mixed_float16" for layer in stem)
+
+
 def test_tiny_preset_with_overrides():
     model = BinaryViT.from_preset("binaryvit_tiny_32", num_classes=7, depths=(1, 1, 1), name="mine")
     assert (model.name, model.num_classes, model.depths) == ("mine", 7, (1, 1, 1))
@@ -184,6 +197,9 @@ def test_losses_are_scaled_in_float16():
         ({"image_shape": (18, 16, 3), "sr_ratios": (1, 1)}, "map 9x8"),
         ({"image_shape": (16, None, 3)}, r"image_shape=None"),
         ({"patch_size": 3}, "multiples of 3.*map 16x16"),
+        ({"stem": "convolution"}, "stem must be 'patches' or 'convolutions'.*stem='convolution'"),
+        ({"stem": "convolutions", "patch_size": 3}, "a patch_size of 2, 4, 8.*patch_size=3"),
+        ({"stem": "convolutions", "patch_size": 8, "embed_dims": (4, 8)}, r"divides embed_dims\[0\].*size=8"),
         ({"num_heads": (1, 3)}, "num_heads=3, channels=8"),
         ({"sr_ratios": (1, 0)}, "reduction=0"),
         ({"mlp_ratios": (1, 0)}, "expansion=0"),

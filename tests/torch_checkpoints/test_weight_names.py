@@ -53,3 +53,9 @@ def test_other_models_are_refused():
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(TypeError, match="Sequential"):
         kb.torch_checkpoints.load_torch_state_dict(other, {})
+
+
+def test_a_stem_of_convolutions_is_refused():
+    model = kb.BinaryViT.from_preset("binaryvit_32", depths=(1, 1, 1))
+    with pytest.raises(ValueError, match="no counterpart of these variables of 'binaryvit_32': .*stem_convolution_0"):
+        kb.torch_checkpoints.to_torch_state_dict(model)
