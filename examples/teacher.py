@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32, help="of the student (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="what images are enlarged to (%(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="Adam's highest (%(default)s)")
+    parser.add_argument("--start-from", metavar="FILE", help="a teacher that this script wrote, to train further")
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(0)
@@ -107,9 +109,12 @@ def main() -> None:
     training = load(arguments.split, augment=True, drop_remainder=True)
     steps = len(training)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, arguments.epochs * steps - steps // 4, warmup_target=1e-3, warmup_steps=steps // 4
+        0.0, arguments.epochs * steps - steps // 4, warmup_target=arguments.learning_rate, warmup_steps=steps // 4
     )
-    teacher = efficientnet_lite0(preprocessor, classes, arguments.side)
+    if arguments.start_from:
+        teacher = keras.models.load_model(arguments.start_from)
+    else:
+        teacher = efficientnet_lite0(preprocessor, classes, arguments.side)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
     teacher.fit(training, epochs=arguments.epochs, validation_data=load(arguments.validation_split), verbose=2)
