@@ -18,7 +18,7 @@ from keras_binaryvit.deploy.flatbuffer import Tensor
 from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import inspect, option, printable
 from keras_binaryvit.deploy.metadata import read_metadata
-from keras_binaryvit.deploy.runtime_layers import FeedForward, PatchMerging, SelfAttention, pooling_edges
+from keras_binaryvit.deploy.runtime_layers import pooling_edges
 
 # Of all kernels together, with -O2 for a Cortex-M4; docs/microcontrollers.md has the figures.
 _CODE_BYTES = 8_000
@@ -198,9 +198,9 @@ class _Exporter:
         return "scratch->bits"
 
     def _feed_forward(self, inputs: list[Tensor], output: Tensor) -> None:
-        x, kernel_1, hidden, kernel_2, table, *residual = inputs
-        channels, units = self._constant(table).shape[1], self._constant(hidden).shape[1]
-        tables = FeedForward.tables
+        x, kernel_1, hidden, kernel_2, parameters, *residual = inputs
+        table = self._constant(parameters)
+        channels, units = table.shape[1], hidden.shape[1]
         self._add_call(
             "feed_forward",
             self._read(x),
@@ -209,28 +209,33 @@ class _Exporter:
             channels,
             units // channels,
             self._bits(kernel_1),
-            self._floats(_with_limits(self._constant(hidden), tables["hidden"])),
+            self._floats(self._constant(hidden)[:3].T),
+            self._floats(self._constant(hidden)[3]),
             self._bits(kernel_2),
-            self._floats(_with_limits(self._constant(table), tables["parameters"])),
-            self._room(2 * channels),
-            self._needs_bits(-(-channels // 32) - (-units // 32)),
+            self._floats(table[2:5].T),
+            self._floats(table[[0, 1, 5, 6]]),
+            self._room(channels + units),
+            self._needs_bits(-(-units // 32)),
             self._write(output, x, *residual),
         )
 
     def _attention(self, inputs: list[Tensor], output: Tensor) -> None:
-        x, kernels, table, threshold = inputs
+        x, kernels, parameters, threshold = inputs
         heads, reduction, residual = (option(self.operator, name) for name in ("heads", "reduction", "residual"))
         _, height, width, channels = x.shape
         keys, head_dim = height // reduction * (width // reduction), channels // heads
         key_words, head_words = -(-keys // 32), -(-head_dim // 32)
-        rows = SelfAttention(heads, reduction).tables["parameters"]
+        table = self._constant(parameters)
+        of_kernels = np.concatenate([table[1:17], table[25:]]).reshape(-1, 4, channels)  # threshold, multiplier, ...
+        thresholds = of_kernels[:, 0]
         exponentials = np.array([math.exp(-2 * count / math.sqrt(head_dim)) for count in range(head_dim + 1)])
         self._add_call(
             "attention",
             self._read(x),
             *(height, width, channels, heads, reduction, residual),
             self._bits(kernels),
-            self._floats(_with_limits(self._constant(table), rows)),
+            self._floats(of_kernels[:, 1:].swapaxes(1, 2)),
+            self._floats(np.concatenate([table[:1], thresholds[:4], table[17:25], thresholds[4:]])),
             self._declared("double", exponentials),
             float(self._constant(threshold)[0]).hex(),
             self._room((keys + 3) * channels),
@@ -253,6 +258,7 @@ class _Exporter:
             self._floats(table[3:] * table[0]),
             self._floats(rows),
             self._floats(columns),
+            self._room(channels),
             self._write(output),
         )
 
@@ -262,10 +268,10 @@ class _Exporter:
         self._add_call(
             "patch_merging",
             self._read(x),
-            *(height, width, channels, self._constant(outputs).shape[1]),
+            *(height, width, channels, outputs.shape[1]),
             self._bits(kernel),
-            self._floats(_with_limits(self._constant(table), PatchMerging.tables["parameters"])),
-            self._floats(self._constant(outputs)),
+            self._floats(self._constant(outputs).T),
+            self._floats(self._constant(table)),
             self._room(4 * channels),
             self._needs_bits(4 * -(-channels // 32)),
             self._write(output),
@@ -419,12 +425,6 @@ def _place(spaces: Sequence[_Space]) -> None:
 def _overlap(a: _Space, b: _Space) -> bool:
     in_time = a.first <= b.last and b.first <= a.last
     return in_time and a.offset < b.offset + b.size and b.offset < a.offset + a.size
-
-
-def _with_limits(table: np.ndarray, rows: Sequence[str]) -> np.ndarray:
-    """Returns a table with limits for thresholds: a comparison in place of a sum and a comparison."""
-    negated = np.array(["threshold" in row for row in rows])
-    return np.where(negated[:, None], -table, table)
 
 
 def _literal(kind: str, value: Any) -> str:

@@ -38,7 +38,7 @@ def build(folder: Path, source: str, images: np.ndarray, board: Board, *options:
     declaration = f"static const uint8_t images[IMAGE_COUNT][MODEL_INPUT_SIZE] = {{{rows}}};"
     (folder / "images.h").write_text(f"#define IMAGE_COUNT {len(images)}\n{declaration}\n")
     command = ["arm-none-eabi-gcc", "-O2", "-mthumb", f"-mcpu={board.processor}", "-mfloat-abi=hard", *board.options]
-    command += ["-ffreestanding", "-nostartfiles", f"-I{folder}", "-T", PROGRAMS / "mps2.ld", PROGRAMS / "board.c"]
+    command += ["-nostartfiles", f"-I{folder}", "-T", PROGRAMS / "mps2.ld", PROGRAMS / "board.c"]
     program = folder / f"{board.processor}.elf"
     subprocess.run([*command, *options, "-o", program], check=True)
     return program

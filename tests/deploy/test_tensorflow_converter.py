@@ -4,6 +4,7 @@ Where LCE isn't installed, against files that it wrote (tests/golden_conversion.
 """
 
 import collections
+import importlib
 
 import keras
 import numpy as np
@@ -20,6 +21,15 @@ from keras_binaryvit.deploy import flatbuffer as flatbuffers
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unchecked_freezing():
+    """What freezing does is checked elsewhere; here each model is frozen several times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("keras_binaryvit.deploy.freeze"), "check_frozen", lambda *arguments: None)
+        yield
+
 
 SIGNS = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
