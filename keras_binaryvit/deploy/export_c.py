@@ -85,9 +85,7 @@ class _Exporter:
         self.name, self.model = name, model
         self.metadata = read_metadata(flatbuffer)
         self.origins = [operator.origin for operator in inspect(flatbuffer).operators]
-        self.builtin_options = [
-            operator.builtinOptions for operator in flatbuffers.unpack(flatbuffer).subgraphs[0].operators
-        ]
+        self.options = [operator.builtinOptions for operator in flatbuffers.unpack(flatbuffer).subgraphs[0].operators]
         self.constants: dict[tuple[str, bytes], str] = {}
         self.declarations: list[str] = []
         self.steps: list[tuple[str, str, list[Any]]] = []
@@ -279,13 +277,12 @@ class _Exporter:
 
     def _convolution(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, bias = inputs
-        options = self.builtin_options[self.step]
+        options = self._options_without_activation()
         _, height, width, channels = x.shape
         filters, rows, columns, depth = self._constant(kernel).shape
         _, output_height, output_width, _ = output.shape
         if depth != channels or (options.dilationHFactor, options.dilationWFactor) != (1, 1):
             raise self._error("its convolution has groups or dilations")
-        self._check_activation(options)
         strides = options.strideH, options.strideW
         missing = [0, 0]
         if flatbuffers.names("Padding")[options.padding] == "SAME":
@@ -302,15 +299,19 @@ class _Exporter:
             self._write(output),
         )
 
-    def _check_activation(self, options: Any) -> None:
+    def _options_without_activation(self) -> Any:
+        options = self.options[self.step]
+        if options is None:
+            raise self._error("its options are missing")
         activation = flatbuffers.names("ActivationFunctionType")[options.fusedActivationFunction]
         if activation != "NONE":
             raise self._error(f"it has the activation {activation}")
+        return options
 
     def _dense(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, *bias = inputs
         units, depth = self._constant(kernel).shape
-        self._check_activation(self.builtin_options[self.step])
+        self._options_without_activation()
         if x.size != depth:
             raise self._error("it has several positions")
         self._add_call(
@@ -328,7 +329,7 @@ class _Exporter:
         shape = tuple(itertools.dropwhile(lambda side: side == 1, y.shape))
         if x.shape[len(x.shape) - len(shape) :] != shape:
             raise self._error(f"it adds shapes {x.shape} and {y.shape}")
-        self._check_activation(self.builtin_options[self.step])
+        self._options_without_activation()
         self._add_call(
             "add",
             self._read(x),

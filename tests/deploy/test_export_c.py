@@ -90,10 +90,11 @@ def test_compilers(pyramid, compiler, tmp_path):
 
 
 def odd_sizes(x):
-    """Sizes that fill no words, several words of keys, and blocks with and without branches and reductions."""
+    """Sizes that fill no words, several words of keys, blocks with and without branches, and an input read twice."""
     block, merging = kb.layers.BinaryTransformerBlock, kb.layers.PatchMerging
-    x = block(2, 1, 3, use_pooling_branches=False)(kb.layers.MultiBranchAveragePooling(((1, 7), (3, 1)))(x))
-    return block(4, 3, 1)(merging(80)(x))
+    x = kb.layers.MultiBranchAveragePooling(((1, 7), (3, 1)))(x)
+    x = keras.layers.Add()([kb.layers.BinarySelfAttention(2)(x), x])
+    return block(4, 3, 1)(merging(80)(block(2, 1, 3, use_pooling_branches=False)(x)))
 
 
 @needs_gcc
