@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("model", help="the .keras file to read; with --target c also a fused .tflite file")
+    parser.add_argument("model", help="the .keras file to read; with --target c also a fused .tflite file, as it is")
     parser.add_argument("output", help="the file to write")
     parser.add_argument(
         "--target",

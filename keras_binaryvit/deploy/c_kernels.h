@@ -161,6 +161,10 @@ static inline void bvit_convolution(const float *x, int height, int width, int c
   }
 }
 
+static inline void bvit_relu(float *x, int count) {
+  for (int i = 0; i < count; ++i) x[i] = x[i] > 0 ? x[i] : 0;
+}
+
 /* `y` is repeated until it is as long as `x`. */
 static inline void bvit_add(const float *x, int count, const float *y, int period, float *output) {
   for (int i = 0, j = 0; i < count; ++i, j = j + 1 < period ? j + 1 : 0) output[i] = x[i] + y[j];

@@ -88,30 +88,29 @@ class _Exporter:
         self.options = [operator.builtinOptions for operator in flatbuffers.unpack(flatbuffer).subgraphs[0].operators]
         self.constants: dict[tuple[str, bytes], str] = {}
         self.declarations: list[str] = []
-        self.steps: list[tuple[str, str, list[Any]]] = []
+        self.calls: list[tuple[str, tuple, str]] = []  # kernel, arguments, the layer that it comes from
         self.spaces: list[_Space] = []
         self.space_of: dict[int, _Space | str] = {}  # by the tensor's identity; a text is the caller's memory
         self.last_use = {
             id(tensor): step for step, operator in enumerate(model.operators) for tensor in operator.inputs if tensor
         }
         self.bit_words = 1
-        self.step = 0
+        self.step, self.origin = -1, "preprocessing"
 
     def run(self) -> CExport:
         (image,), (output,) = self.model.inputs, self.model.outputs
         takes_pixels = "mean" in self.metadata
         if takes_pixels:
-            self.step = -1
             mean, std = (np.asarray(self.metadata[key], np.float32) for key in ("mean", "std"))
             table = self._floats(np.stack([1 / (255 * std), -mean / std]))
             space = self._room(image.size, self.last_use.get(id(image), 0))
             self.space_of[id(image)] = space
-            self._call("preprocessing", "normalize", "input", image.size // len(mean), len(mean), table, space)
+            self._add_call("normalize", "input", image.size // len(mean), len(mean), table, space)
         else:
             self.space_of[id(image)] = "input"
         self.space_of[id(output)] = "output"
         for step, operator in enumerate(self.model.operators):
-            self.step, self.operator = step, operator
+            self.step, self.operator, self.origin = step, operator, self.origins[step] or operator.name
             write = _WRITERS.get(operator.name)
             if write is None:
                 raise self._error(f"its operator is {operator.name}; only {', '.join(sorted(_WRITERS))} can be")
@@ -119,14 +118,14 @@ class _Exporter:
             if output.dtype != "float32":
                 raise self._error(f"its output is {output.dtype}, not float32")
             write(self, inputs, output)
+            self._activate(output)
         _place(self.spaces)
         return self._rendered(takes_pixels)
 
     def _error(self, what: str) -> ConversionError:
-        layer = self.origins[self.step] or self.operator.name
         return ConversionError(
-            f"The layer {printable(layer)!r} can't be exported to C: {what}. Use convert(model, ops='fused') with "
-            "float32 layers and constants."
+            f"The layer {printable(self.origin)!r} can't be exported to C: {what}. Use convert(model, ops='fused') "
+            "with float32 layers and constants."
         )
 
     # ---- values
@@ -185,11 +184,8 @@ class _Exporter:
 
     # ---- calls
 
-    def _call(self, origin: str, kernel: str, *arguments: Any) -> None:
-        self.steps.append((printable(origin).replace("*/", "* /"), kernel, list(arguments)))
-
     def _add_call(self, kernel: str, *arguments: Any) -> None:
-        self._call(self.origins[self.step], kernel, *arguments)
+        self.calls.append((kernel, arguments, printable(self.origin).replace("*/", "* /")))
 
     def _needs_bits(self, words: int) -> str:
         self.bit_words = max(self.bit_words, words)
@@ -277,7 +273,7 @@ class _Exporter:
 
     def _convolution(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, bias = inputs
-        options = self._options_without_activation()
+        options = self.options[self.step]
         _, height, width, channels = x.shape
         filters, rows, columns, depth = self._constant(kernel).shape
         _, output_height, output_width, _ = output.shape
@@ -299,19 +295,17 @@ class _Exporter:
             self._write(output),
         )
 
-    def _options_without_activation(self) -> Any:
-        options = self.options[self.step]
-        if options is None:
-            raise self._error("its options are missing")
-        activation = flatbuffers.names("ActivationFunctionType")[options.fusedActivationFunction]
-        if activation != "NONE":
+    def _activate(self, output: Tensor) -> None:
+        number = getattr(self.options[self.step], "fusedActivationFunction", 0)  # fused operators have none
+        activation = flatbuffers.names("ActivationFunctionType")[number]
+        if activation == "RELU":
+            self._add_call("relu", self._read(output), output.size)
+        elif activation != "NONE":
             raise self._error(f"it has the activation {activation}")
-        return options
 
     def _dense(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, *bias = inputs
         units, depth = self._constant(kernel).shape
-        self._options_without_activation()
         if x.size != depth:
             raise self._error("it has several positions")
         self._add_call(
@@ -329,7 +323,6 @@ class _Exporter:
         shape = tuple(itertools.dropwhile(lambda side: side == 1, y.shape))
         if x.shape[len(x.shape) - len(shape) :] != shape:
             raise self._error(f"it adds shapes {x.shape} and {y.shape}")
-        self._options_without_activation()
         self._add_call(
             "add",
             self._read(x),
@@ -361,7 +354,7 @@ class _Exporter:
 
         calls = "\n".join(
             f"  bvit_{kernel}({', '.join(map(text, arguments))}); /* {origin} */"
-            for origin, kernel, arguments in self.steps
+            for kernel, arguments, origin in self.calls
         )
         kind = "uint8_t" if takes_pixels else "float"
         values = "pixels, 0 to 255, of that size" if takes_pixels else "float values, prepared as in training"

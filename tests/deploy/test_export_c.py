@@ -107,7 +107,8 @@ def test_odd_sizes(tmp_path):
 @needs_gcc
 @needs_runtime
 def test_convolution_with_padding(tmp_path):
-    model = functional((7, 6, 3), lambda x: keras.layers.Conv2D(5, (3, 2), (2, 1), "same")(x) + 0.5)
+    convolution = keras.layers.Conv2D(5, (3, 2), (2, 1), "same", activation="relu")
+    model = functional((7, 6, 3), lambda x: keras.layers.Conv2D(4, 3, padding="same")(convolution(x)) + 0.5)
     flatbuffer, x = kb.deploy.convert(model, "fused"), images(model, 2)
     assert_same_logits(run_here(tmp_path, flatbuffer, x), kb.deploy.run(flatbuffer, x).reshape(2, -1))
 
@@ -198,13 +199,14 @@ def test_models_that_c_cannot_have():
     batch = kb.deploy.convert(functional((4,), layers.Dense(2)), batch_size=2)
     with pytest.raises(kb.deploy.ConversionError, match="one input and one output, for one image"):
         kb.deploy.export_c(batch)
-    relu = kb.deploy.convert(functional((8, 8, 3), layers.Conv2D(2, 3, activation="relu", name="stem")))
-    with pytest.raises(kb.deploy.ConversionError, match="'stem.*activation RELU"):
-        kb.deploy.export_c(relu)
+    relu_6 = kb.deploy.convert(functional((8, 8, 3), layers.Conv2D(2, 3, activation="relu6", name="stem")))
+    with pytest.raises(kb.deploy.ConversionError, match="'stem.*activation RELU6"):
+        kb.deploy.export_c(relu_6)
 
 
-def test_command_line(pyramid, run_converter, tmp_path):
-    (tmp_path / "model.tflite").write_bytes(pyramid)
-    out = run_converter("to_lce.py", tmp_path / "model.tflite", tmp_path / "my-net.h", "--target", "c")
+@pytest.mark.parametrize("suffix", ["tflite", "keras"])
+def test_command_line(suffix, run_converter, tmp_path):
+    model, header = GOLDEN / f"converted_pyramid_fused.{suffix}", tmp_path / "my-net.h"
+    out = run_converter("to_lce.py", model, header, "--target", "c", "--no-verify")
     assert "Flash: 21,276 bytes of constants" in out and "scratch memory, and 3,072 of input" in out
-    assert "void my_net_run(const float *input" in (tmp_path / "my-net.h").read_text()
+    assert "void my_net_run(const float *input" in header.read_text()
