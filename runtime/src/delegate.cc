@@ -39,6 +39,7 @@ const OpType* FindOp(const Registration& registration) {
 struct BinaryVitDelegate : litert::Delegate {
   Session session;
   int num_threads = 0;  // 0: as the first graph's interpreter recommends
+  const void* interpreter = nullptr;  // the one that it belongs to, by a pointer that no other has
   bool profile = false;
   BinaryVitProfileEntry* entries = nullptr;
   size_t entry_count = 0;
@@ -339,6 +340,13 @@ Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const P
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
   auto* delegate = static_cast<BinaryVitDelegate*>(base);
+  // The graphs of an interpreter share threads, which two interpreters could ask for at the same time.
+  const void* interpreter = context->GetExternalContext(context, litert::kCpuBackendContext);
+  if (delegate->interpreter && delegate->interpreter != interpreter) {
+    context->ReportError(context, "BinaryVit: the delegate belongs to another interpreter; create one for each");
+    return litert::kError;
+  }
+  delegate->interpreter = interpreter;
   // Operators have memory for as many threads as there were when they were prepared: a second graph can't change that.
   if (delegate->num_threads == 0) {
     delegate->num_threads = context->recommended_num_threads > 0 ? context->recommended_num_threads : 1;

@@ -1,7 +1,8 @@
 // The part of LiteRT's C ABI that a delegate with custom kernels needs, on 64-bit Linux and Android.
 //
 // LiteRT's Python packages ship no headers. The structs below have the layout of tflite/c/common.h, which has not changed
-// from TFLite 2.14 to LiteRT 2.3; fields that nothing here uses keep their place under short names.
+// from TFLite 2.14 to LiteRT 2.3; fields that nothing here uses keep their place under short names. test_litert_abi.py reads
+// them back from the oldest supported version and from the one that is installed.
 #ifndef BINARYVIT_LITERT_ABI_H_
 #define BINARYVIT_LITERT_ABI_H_
 
@@ -145,7 +146,10 @@ struct Context {
   Status (*GetNodeAndRegistration)(Context*, int index, Node**, Registration**);
   Status (*ReplaceNodeSubsetsWithDelegateKernels)(Context*, Registration, const IntArray* nodes, Delegate*);
   int recommended_num_threads;  // -1 where the host leaves the choice to the kernel
+  void* (*GetExternalContext)(Context*, int type);
 };
+
+constexpr int kCpuBackendContext = 3;  // a type of external context; each interpreter has one of its own
 
 struct Delegate {
   void* data;

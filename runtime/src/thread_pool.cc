@@ -27,6 +27,22 @@ void Pause() {
 #endif
 }
 
+// How the processor rounds floats, and whether it takes subnormal ones for 0: a setting of each thread.
+#if defined(__x86_64__)
+uint64_t FloatMode() { return __builtin_ia32_stmxcsr() & ~0x3fu; }  // without the flags of what happened
+void SetFloatMode(uint64_t mode) { __builtin_ia32_ldmxcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+uint64_t FloatMode() {
+  uint64_t mode;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void SetFloatMode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+uint64_t FloatMode() { return 0; }
+void SetFloatMode(uint64_t) {}
+#endif
+
 int64_t Nanoseconds() {
   timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
@@ -104,7 +120,10 @@ void* ThreadPool::WorkerMain(void* argument) {
     seen = pool.generation_;
     if (pool.stop_) return nullptr;
     ++pool.busy_;
-    if (pool.open_) pool.Work(worker.index);
+    if (pool.open_) {
+      SetFloatMode(pool.float_mode_);
+      pool.Work(worker.index);
+    }
     if (--pool.busy_ == 0 && pool.waits_) {
       pthread_mutex_lock(&pool.mutex_);
       pthread_cond_signal(&pool.done_);
@@ -147,6 +166,7 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
   if (started_ == 0) Start();
   function_ = function;
   context_ = context;
+  float_mode_ = FloatMode();
   const auto threads = static_cast<size_t>(count_);
   for (size_t thread = 0; thread < threads; ++thread) {
     Range& range = ranges_[thread];

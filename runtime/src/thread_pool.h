@@ -28,6 +28,7 @@ class ThreadPool {
   int threads() const { return count_; }
 
   // Calls body(index, thread) for every index below `count`, with 0 <= thread < threads(), and returns when all is done.
+  // All threads round as the caller does, and treat subnormal numbers alike.
   // Where a thread can't be started, those that could do the work.
   template <typename Body>
   void ParallelFor(size_t count, const Body& body) {
@@ -79,6 +80,7 @@ class ThreadPool {
   Range ranges_[kMaxThreads];
   Function function_ = nullptr;
   const void* context_ = nullptr;
+  uint64_t float_mode_ = 0;
 };
 
 }  // namespace binaryvit

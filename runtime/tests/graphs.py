@@ -20,7 +20,7 @@ class Operator:
     name: str
     inputs: list
     outputs: list
-    options: object = None  # of the schema's, such as `schema.AddOptionsT()`
+    options: object = None  # of the schema's, such as `schema.AddOptionsT()`; bytes of a custom operator
 
 
 def graph(tensors, operators, inputs, outputs):
@@ -33,6 +33,9 @@ def graph(tensors, operators, inputs, outputs):
     for name, tensor in tensors.items():
         entry = schema.TensorT()
         entry.name, entry.shape, entry.type, entry.buffer = name, list(tensor.shape), DTYPES[tensor.dtype], 0
+        if tensor.quantization is not None:
+            entry.quantization = schema.QuantizationParametersT()
+            entry.quantization.scale, entry.quantization.zeroPoint = ([value] for value in tensor.quantization)
         if tensor.data is not None:
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(np.ascontiguousarray(tensor.data).tobytes(), np.uint8)
@@ -50,7 +53,9 @@ def graph(tensors, operators, inputs, outputs):
         node.opcodeIndex = len(model.operatorCodes)
         node.inputs = [indices[name] for name in operator.inputs]
         node.outputs = [indices[name] for name in operator.outputs]
-        if operator.options is not None:
+        if isinstance(operator.options, bytes):
+            node.customOptions = np.frombuffer(operator.options, np.uint8)
+        elif operator.options is not None:
             kind = type(operator.options).__name__.removesuffix("T")
             node.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
             node.builtinOptions = operator.options

@@ -1,6 +1,8 @@
 // Two pools in two threads run loops of all sizes; built with the thread sanitiser by test_thread_pool.py.
 #include "thread_pool.h"
 
+#include <atomic>
+#include <cfenv>
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
@@ -25,6 +27,28 @@ static void Check(ThreadPool& pool, size_t count) {
   }
 }
 
+// Whether both threads of a pool round as the caller does now. Each index waits for the other, so that both threads work.
+static void CheckRounding(ThreadPool& pool, int mode) {
+  std::fesetround(mode);
+  std::atomic<int> arrived{0};
+  float sums[2];
+  pool.ParallelFor(2, [&](size_t index, int) {
+    ++arrived;
+    while (arrived < 2) {
+    }
+    volatile float one = 1.0f, little = 1e-10f;
+    sums[index] = one + little;
+  });
+  std::fesetround(FE_TONEAREST);
+  const bool up = mode == FE_UPWARD;
+  for (const float sum : sums) {
+    if ((sum > 1.0f) != up) {
+      std::printf("a thread rounds differently from the caller, whose mode is %d\n", mode);
+      std::exit(1);
+    }
+  }
+}
+
 static void* Main(void*) {
   ThreadPool pool;
   for (const int threads : {4, 1, 3, 2, 200, -1}) {
@@ -33,6 +57,8 @@ static void* Main(void*) {
       for (const size_t count : {0, 1, 2, 3, 5, 64}) Check(pool, count);
     }
   }
+  pool.SetThreads(2);
+  for (const int mode : {FE_TONEAREST, FE_UPWARD, FE_TONEAREST}) CheckRounding(pool, mode);
   return nullptr;
 }
 
