@@ -85,7 +85,8 @@ class _Exporter:
         self.name, self.model = name, model
         self.metadata = read_metadata(flatbuffer)
         self.origins = [operator.origin for operator in inspect(flatbuffer).operators]
-        self.options = [operator.builtinOptions for operator in flatbuffers.unpack(flatbuffer).subgraphs[0].operators]
+        graphs = flatbuffers.unpack(flatbuffer).subgraphs
+        self.options = [operator.builtinOptions for graph in graphs for operator in graph.operators]
         self.constants: dict[tuple[str, bytes], str] = {}
         self.declarations: list[str] = []
         self.calls: list[tuple[str, tuple, str]] = []  # kernel, arguments, the layer that it comes from
@@ -157,9 +158,12 @@ class _Exporter:
         self.space_of[id(tensor)] = space
         return space
 
-    def _constant(self, tensor: Tensor, dtype: str = "float32") -> np.ndarray:
-        if tensor.dtype != dtype or len(tensor.data) != 4 * tensor.size:
-            raise self._error(f"an input that must be a {dtype} constant isn't")
+    def _constant(self, tensor: Tensor, *shape: int, dtype: str = "float32") -> np.ndarray:
+        if (tensor.dtype, tensor.shape, len(tensor.data)) != (dtype, shape, 4 * tensor.size):
+            raise self._error(
+                f"one of its constants must be {dtype} of shape {shape}, and is {tensor.dtype} of shape {tensor.shape} "
+                f"with {len(tensor.data)} bytes"
+            )
         return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
     # ---- constants
@@ -170,8 +174,8 @@ class _Exporter:
         # Without -0, as in the runtime: no sum with a constant is -0 then.
         return self._declared("float", np.asarray(values, np.float32) + np.float32(0))
 
-    def _bits(self, tensor: Tensor) -> str:
-        return self._declared("uint32_t", self._constant(tensor, "int32").view(np.uint32))
+    def _bits(self, tensor: Tensor, *shape: int) -> str:
+        return self._declared("uint32_t", self._constant(tensor, *shape, dtype="int32").view(np.uint32))
 
     def _declared(self, kind: str, values: np.ndarray) -> str:
         key = kind, values.tobytes()
@@ -193,8 +197,8 @@ class _Exporter:
 
     def _feed_forward(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel_1, hidden, kernel_2, parameters, *residual = inputs
-        table = self._constant(parameters)
-        channels, units = table.shape[1], hidden.shape[1]
+        channels, units = x.shape[-1], hidden.shape[-1]
+        table, hidden_table = self._constant(parameters, 7, channels), self._constant(hidden, 4, units)
         self._add_call(
             "feed_forward",
             self._read(x),
@@ -202,10 +206,10 @@ class _Exporter:
             x.size // channels,
             channels,
             units // channels,
-            self._bits(kernel_1),
-            self._floats(self._constant(hidden)[:3].T),
-            self._floats(self._constant(hidden)[3]),
-            self._bits(kernel_2),
+            self._bits(kernel_1, units, -(-channels // 32)),
+            self._floats(hidden_table[:3].T),
+            self._floats(hidden_table[3]),
+            self._bits(kernel_2, channels, -(-units // 32)),
             self._floats(table[2:5].T),
             self._floats(table[[0, 1, 5, 6]]),
             self._room(channels + units),
@@ -219,7 +223,8 @@ class _Exporter:
         _, height, width, channels = x.shape
         keys, head_dim = height // reduction * (width // reduction), channels // heads
         key_words, head_words = -(-keys // 32), -(-head_dim // 32)
-        table = self._constant(parameters)
+        count = 5 if reduction > 1 else 4
+        table = self._constant(parameters, 9 + 4 * count, channels)
         of_kernels = np.concatenate([table[1:17], table[25:]]).reshape(-1, 4, channels)  # threshold, multiplier, ...
         thresholds = of_kernels[:, 0]
         exponentials = np.array([math.exp(-2 * count / math.sqrt(head_dim)) for count in range(head_dim + 1)])
@@ -227,11 +232,11 @@ class _Exporter:
             "attention",
             self._read(x),
             *(height, width, channels, heads, reduction, residual),
-            self._bits(kernels),
+            self._bits(kernels, count, channels, -(-channels // 32)),
             self._floats(of_kernels[:, 1:].swapaxes(1, 2)),
             self._floats(np.concatenate([table[:1], thresholds[:4], table[17:25], thresholds[4:]])),
             self._declared("double", exponentials),
-            float(self._constant(threshold)[0]).hex(),
+            float(self._constant(threshold, 1)[0]).hex(),
             self._room((keys + 3) * channels),
             self._needs_bits(
                 -(-channels // 32) + head_words * (1 + heads * keys) + channels * (key_words + 1) + key_words + keys
@@ -241,9 +246,9 @@ class _Exporter:
 
     def _pooling(self, inputs: list[Tensor], output: Tensor) -> None:
         x, parameters = inputs
-        table = self._constant(parameters)
         vertical, residual = (option(self.operator, name) for name in ("vertical", "residual"))
         _, height, width, channels = x.shape
+        table = self._constant(parameters, *parameters.shape[:1], channels)
         rows, columns = pooling_edges(table, vertical, height, width)
         self._add_call(
             "pooling",
@@ -259,13 +264,14 @@ class _Exporter:
     def _patch_merging(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, table, outputs = inputs
         _, height, width, channels = x.shape
+        units = output.shape[-1]
         self._add_call(
             "patch_merging",
             self._read(x),
-            *(height, width, channels, outputs.shape[1]),
-            self._bits(kernel),
-            self._floats(self._constant(outputs).T),
-            self._floats(self._constant(table)),
+            *(height, width, channels, units),
+            self._bits(kernel, units, 4 * -(-channels // 32)),
+            self._floats(self._constant(outputs, 3, units).T),
+            self._floats(self._constant(table, 2, channels)),
             self._room(4 * channels),
             self._needs_bits(4 * -(-channels // 32)),
             self._write(output),
@@ -275,7 +281,7 @@ class _Exporter:
         x, kernel, bias = inputs
         options = self.options[self.step]
         _, height, width, channels = x.shape
-        filters, rows, columns, depth = self._constant(kernel).shape
+        filters, rows, columns, depth = kernel.shape
         _, output_height, output_width, _ = output.shape
         if depth != channels or (options.dilationHFactor, options.dilationWFactor) != (1, 1):
             raise self._error("its convolution has groups or dilations")
@@ -288,8 +294,8 @@ class _Exporter:
             "convolution",
             self._read(x),
             *(height, width, channels),
-            self._floats(self._constant(kernel)),
-            self._floats(self._constant(bias)),
+            self._floats(self._constant(kernel, *kernel.shape)),
+            self._floats(self._constant(bias, filters)),
             *(rows, columns, *strides, missing[0] // 2, missing[1] // 2, output_height, output_width, filters),
             self._room(rows * columns * channels),
             self._write(output),
@@ -305,15 +311,13 @@ class _Exporter:
 
     def _dense(self, inputs: list[Tensor], output: Tensor) -> None:
         x, kernel, *bias = inputs
-        units, depth = self._constant(kernel).shape
-        if x.size != depth:
-            raise self._error("it has several positions")
+        units = output.size
         self._add_call(
             "dense",
             self._read(x),
-            depth,
-            self._floats(self._constant(kernel)),
-            self._floats(self._constant(bias[0]) if bias else np.zeros(units)),
+            x.size,
+            self._floats(self._constant(kernel, units, x.size)),
+            self._floats(self._constant(bias[0], units) if bias else np.zeros(units)),
             units,
             self._write(output),
         )
@@ -327,7 +331,7 @@ class _Exporter:
             "add",
             self._read(x),
             x.size,
-            self._floats(self._constant(y)) if y.data else self._read(y),
+            self._floats(self._constant(y, *y.shape)) if y.data else self._read(y),
             y.size,
             self._write(output, x),
         )
@@ -335,7 +339,7 @@ class _Exporter:
     def _mean(self, inputs: list[Tensor], output: Tensor) -> None:
         x, axes = inputs
         channels = x.shape[-1]
-        if output.size != channels or sorted(self._constant(axes, "int32").tolist()) != [1, 2]:
+        if output.size != channels or sorted(self._constant(axes, 2, dtype="int32").tolist()) != [1, 2]:
             raise self._error("it is no mean over all positions")
         self._add_call("mean", self._read(x), x.size // channels, channels, self._write(output))
 

@@ -172,10 +172,10 @@ def test_sizes_and_names(pyramid):
     assert export.input_bytes == 4 * 16 * 16 * 3
 
 
-def dense(last):
+def dense(last, depth=144):
     tensors = [
         ("x", (1, 144), "float32", None),
-        ("net/head/w", (4, 144), "float32", np.arange(576, dtype="float32")),
+        ("net/head/w", (4, depth), "float32", np.zeros((4, depth), "float32")),
         ("net/head/y", (1, 4), "float32", None),
     ]
     return build(tensors, [(last, (0, 1), (2,), None)])
@@ -185,6 +185,7 @@ def dense(last):
     "flatbuffer, name, message",
     [
         (dense("SUB"), "net", "'.*head.*' can't be exported to C: its operator is SUB; only ADD, .* can be"),
+        (dense("FULLY_CONNECTED", 100), "net", "'.*head.* must be float32 of shape .4, 144., and is .*4, 100."),
         (dense("FULLY_CONNECTED"), "2net", "name must be letters.*'2net'"),
         (b"", "net", "no TFLite flatbuffer"),
     ],
