@@ -206,11 +206,15 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, class_names: Seq
         A `matplotlib.figure.Figure` with one panel: rows are the true classes.
 
     Raises:
+        ValueError: A label or prediction is the index of no name.
         ImportError: matplotlib is missing.
     """
     classes = len(class_names)
-    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predictions, np.int64)
-    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    cells = np.asarray([labels, predictions], np.int64)
+    if cells.size and not 0 <= cells.min() <= cells.max() < classes:
+        raise ValueError(f"There are {classes} class names. Received: classes from {cells.min()} to {cells.max()}")
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, tuple(cells), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.0, 0.5 * classes), 12.0)
     figure, (panel,) = _panels(1, 1, width=side)

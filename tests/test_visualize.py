@@ -156,6 +156,46 @@ def test_quantizer_of_nothing():
         kb.visualize.quantizer(None)
 
 
+def test_learning_curve():
+    history = {"loss": [1.0, 0.5], "accuracy": [0.25, 0.5], "val_accuracy": [0.3, 0.4], "flip_ratio": [0.1, 0.0]}
+    (panel,) = kb.visualize.learning_curve(history).axes
+    drawn = {line.get_label(): line.get_data() for line in panel.lines}
+    assert drawn.keys() == {"training", "validation"}
+    np.testing.assert_array_equal(drawn["training"], ([1, 2], [0.25, 0.5]))
+    np.testing.assert_array_equal(drawn["validation"], ([1, 2], [0.3, 0.4]))
+    with pytest.raises(ValueError, match="must have accuracy and val_accuracy. Received: loss"):
+        kb.visualize.learning_curve({"loss": [1.0]})
+
+
+@pytest.mark.parametrize("classes", [3, 31])
+def test_confusion_matrix(classes):
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(1, classes, 90), rng.integers(0, classes, 90)  # of class 0 there is none
+    names = [f"class {index}" for index in range(classes)]
+    (panel,) = kb.visualize.confusion_matrix(labels, predictions, names).axes
+    pairs = list(zip(labels.tolist(), predictions.tolist(), strict=True))
+    counts = [[pairs.count((true, predicted)) for predicted in range(classes)] for true in range(classes)]
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    np.testing.assert_allclose(np.asarray(panel.images[0].get_array()), shares)
+    assert panel.images[0].get_clim() == (0, 1)
+    assert panel.get_title() == f"Accuracy {sum(true == predicted for true, predicted in pairs) / 90:.2%}"
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted", "true")
+    written = {text.get_position(): text.get_text() for text in panel.texts}
+    if classes > 30:  # more can't be read
+        assert not written
+        return
+    # x is the column, the predicted class.
+    assert written == {(x, y): str(counts[y][x]) for x in range(classes) for y in range(classes)}
+    for labelled in (panel.get_xticklabels(), panel.get_yticklabels()):
+        assert [label.get_text() for label in labelled] == names
+
+
+@pytest.mark.parametrize("labels, predictions", [([0, 1], [0, 2]), ([-1], [0])])
+def test_confusion_matrix_of_other_classes(labels, predictions):
+    with pytest.raises(ValueError, match="There are 2 class names. Received: classes from"):
+        kb.visualize.confusion_matrix(labels, predictions, ["a", "b"])
+
+
 def test_figures_are_saved_without_a_display(tmp_path):
     kb.visualize.quantizer("approx_sign").savefig(tmp_path / "quantizer.png")
     assert (tmp_path / "quantizer.png").read_bytes()[1:4] == b"PNG"
