@@ -5,6 +5,7 @@ import io
 import os
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -42,12 +43,15 @@ def say(title, action):
     print(f"* **{title}**<br>\n  `` {text[:400]} ``")
 
 
-def command(*arguments, **environment):
-    """Runs a script of the project and raises what it prints on stderr."""
-    environment = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip().splitlines()[-1])
+def command(script, *arguments):
+    """Runs a script of the project in this process, and raises the message with which it ends."""
+    printed = io.StringIO()
+    with mock.patch.object(sys, "argv", [script, *map(str, arguments)]), contextlib.redirect_stderr(printed):
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            # What argparse refuses, it prints.
+            raise SystemExit(end.code if isinstance(end.code, str) else printed.getvalue().splitlines()[-1]) from None
 
 
 def checkpoints(folder):
@@ -63,13 +67,12 @@ def checkpoints(folder):
     say("configuration without an entry", lambda: kb.torch_checkpoints.create_model({}, config={"patch_size": 4}))
     (folder / "evil.pth").write_bytes(b"cos\nsystem\n(S'echo This ran.'\ntR.")
     say("pickle that would run a command", lambda: from_torch(folder / "evil.pth", preset="deit_tiny"))
-    hide = "import sys; import keras_binaryvit as kb; sys.modules['torch'] = None; "
+    with mock.patch.dict(sys.modules, torch=None):
+        say("PyTorch not installed", lambda: kb.torch_checkpoints.read_state_dict(folder / "evil.pth"))
     say(
-        "PyTorch not installed",
-        lambda: command("-c", hide + f"kb.torch_checkpoints.read_state_dict('{folder / 'evil.pth'}')"),
+        "from_torch.py without an architecture",
+        lambda: command("converters/from_torch.py", golden, folder / "x.keras"),
     )
-    arguments = str(golden), str(folder / "x.keras")
-    say("from_torch.py without an architecture", lambda: command("converters/from_torch.py", *arguments))
 
 
 def conversions(folder):
@@ -342,11 +345,26 @@ def on_a_full_disk(action):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def larq_without_the_flag():
+    """Asks for a quantizer of Larq in a process that has not imported Larq yet."""
+    code = "import keras_binaryvit as kb; kb.quantizers.get('larq.approx_sign')"
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    raise SystemExit(done.stderr.strip().splitlines()[-1])
+
+
 def interrupted(*arguments):
     """Runs a script of the project, interrupts it as soon as it converts, and raises what it prints on stderr."""
     with tempfile.NamedTemporaryFile() as errors:
         command = [sys.executable, *map(str, arguments)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
         printed = ""
         while "converting" not in printed and process.poll() is None:
             printed += process.stdout.read(1)
@@ -405,13 +423,12 @@ def conversion(folder):
     say("C header with a name that isn't one", lambda: kb.deploy.export_c(flatbuffer, "2nd"))
     say("NaN images, verify", lambda: kb.deploy.verify(model, flatbuffer, nan))
     to_lce = "converters/to_lce.py"
-    say(".keras file cut short", lambda: command(to_lce, str(folder / "cut.keras"), str(folder / "x.tflite")))
-    say("output folder missing", lambda: command(to_lce, str(folder / "model.keras"), str(folder / "no" / "x.tflite")))
-    say("output folder read-only", lambda: command(to_lce, str(folder / "model.keras"), "/proc/x.tflite"))
-    hide = "import importlib.util, keras_binaryvit as kb; importlib.util.find_spec = lambda name: None; "
-    say("TensorFlow not installed", lambda: command("-c", hide + f"kb.deploy.convert(kb.BinaryViT(**{TINY}))"))
-    larq = "import keras_binaryvit as kb; kb.quantizers.get('larq.approx_sign')"
-    say("Larq without the legacy flag", lambda: command("-c", larq, TF_USE_LEGACY_KERAS="0"))
+    say(".keras file cut short", lambda: command(to_lce, folder / "cut.keras", folder / "x.tflite"))
+    say("output folder missing", lambda: command(to_lce, folder / "model.keras", folder / "no" / "x.tflite"))
+    say("output folder read-only", lambda: command(to_lce, folder / "model.keras", "/proc/x.tflite"))
+    with mock.patch("importlib.util.find_spec", return_value=None):
+        say("TensorFlow not installed", lambda: kb.deploy.convert(model))
+    say("Larq without the legacy flag", larq_without_the_flag)
     conversions(folder)
 
 
