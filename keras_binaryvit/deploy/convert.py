@@ -22,7 +22,7 @@ from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
 from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
-from keras_binaryvit.deploy.graph import ConversionError
+from keras_binaryvit.deploy.graph import SEPARATOR, ConversionError
 from keras_binaryvit.deploy.int8 import with_int8_layers
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
@@ -30,6 +30,19 @@ from keras_binaryvit.layers import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier
 
 CONVERTERS = ("auto", "lce", "tensorflow")
+# Operations that LCE's converter makes part of a binary convolution.
+_MERGED_BY_LCE = (
+    "Add",
+    "AddConstant",
+    "Divide",
+    "Multiply",
+    "Negative",
+    "ReLU",
+    "Relu",
+    "Relu6",
+    "Subtract",
+    "TrueDivide",
+)
 _LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
 
 
@@ -64,7 +77,7 @@ def convert(
         strict: Whether a layer that has 1-bit quantizers and wouldn't be binary in the file is an error. It is a
             warning without.
         converter: `"lce"`: the Larq Compute Engine's. `"tensorflow"`: TensorFlow's, which writes the same file on
-            every machine that TensorFlow has a wheel for. `"auto"`: LCE's where it is installed.
+            every machine that TensorFlow has a wheel for. `"auto"`: LCE's where it is installed and can convert.
         float_layers: `"int8"`: convolutions and dense layers that aren't binary are quantized after training, which
             makes the file smaller, and changes some classes; binary layers stay as they are.
         representative_data: About 100 prepared inputs that the ranges of int8 values are taken from: an array, or
@@ -79,7 +92,7 @@ def convert(
         ImportError: TensorFlow isn't installed, or with `converter="lce"` the Larq Compute Engine isn't, or with
             `float_layers="int8"` binaryvit-runtime isn't.
     """
-    converter = _chosen(converter)
+    chosen = _chosen(converter)
     if float_layers not in ("float32", "int8") or (float_layers == "int8") != (representative_data is not None):
         raise ValueError(
             "float_layers must be 'float32', or 'int8' with representative_data. "
@@ -93,13 +106,20 @@ def convert(
             + "\nconvert(..., strict=False) computes them in float32."
         )
     frozen = freeze(model, ops)
+    if chosen == "lce" and (misread := _convolutions_with_maps(frozen)):
+        if converter == "lce":
+            raise ConversionError(
+                f"A constant map is added to {', '.join(misread)} or multiplied with it, and LCE's converter takes it "
+                "for a number for each filter. converter='tensorflow' writes what the model computes."
+            )
+        chosen = "tensorflow"
     named = model if hasattr(model, "inputs") else frozen  # a subclassed model has neither of its own
     inputs, outputs = _input_names(named), _output_names(named)
     shapes = [_input_shape(tensor, batch_size) for tensor in named.inputs]
     if keras.backend.backend() == "tensorflow":
-        content = convert_frozen(frozen, shapes, converter)
+        content = convert_frozen(frozen, shapes, chosen)
     else:
-        content = _convert_elsewhere(frozen, shapes, converter)
+        content = _convert_elsewhere(frozen, shapes, chosen)
     content = _renamed(content, named.inputs, shapes, inputs, outputs)
     _check(frozen, content)
     if remaining := [row for row in rows if not row.binary]:
@@ -128,6 +148,29 @@ def _chosen(converter: str) -> str:
             "Linux only: pip install 'keras-binaryvit[lce]'. converter='tensorflow' writes the same file everywhere."
         )
     return {"auto": "lce" if has_lce else "tensorflow"}.get(converter, converter)
+
+
+def _convolutions_with_maps(frozen: keras.Model) -> list[str]:
+    """Returns the binary convolutions whose result is combined with a constant that isn't a number for each filter."""
+    found, binary = [], binary_layers(frozen)
+    results: dict[int, str] = {}  # what LCE's converter takes for the convolution's own, by tensor
+    for operation in frozen.operations:
+        for node in operation._inbound_nodes:
+            name = results.get(id(node.input_tensors[0])) if len(node.input_tensors) == 1 else None
+            if operation in binary:
+                name = operation.name.rpartition(SEPARATOR)[0].replace(SEPARATOR, "/")
+            elif name and type(operation).__name__ in _MERGED_BY_LCE:
+                arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+                shapes = [getattr(operation, "constant_shape", ())]
+                shapes += [
+                    tuple(getattr(value, "shape", ())) for value in arguments if value is not node.input_tensors[0]
+                ]
+                if any(side > 1 for shape in shapes for side in shape[:-1]):
+                    found.append(name)
+            else:
+                continue
+            results.update((id(tensor), name) for tensor in node.outputs)
+    return found
 
 
 def _input_names(model: keras.Model) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from conftest import CONVERTERS
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
-from requirements import HAS_LCE, needs_interpreter
+from requirements import HAS_LCE, needs_interpreter, needs_lce
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
@@ -65,6 +65,31 @@ def test_equals_the_authors_recordings(name):
     # Fewer are welcome, and then these are to be lowered. BinaryViT-Small has the blocks of the first, several times.
     assert ops.total() <= {"pyramid_mini": 335, "flat_row1_cls": 124, "deit_fp": 161}[name]
     assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB"}
+
+
+@pytest.mark.parametrize("kind", ["sum", "product", "after an activation", "before a sign"])
+def test_constant_maps_after_binary_convolutions(kind):
+    """LCE's converter would take them for a number for each filter, before a sign without a word."""
+    constant = np.random.default_rng(0).normal(0, 9, (6, 6, 32)).astype("float32")
+    x = keras.Input((6, 6, 32))
+    y = kb.layers.QuantConv2D(32, 3, padding="same", pad_values=1.0, name="mine", **BINARY)(x)
+    y = keras.ops.relu(y) if kind == "after an activation" else y
+    y = y * constant if kind == "product" else y + constant
+    y = kb.layers.QuantConv2D(32, 1, **BINARY)(y) if kind == "before a sign" else y
+    model = keras.Model(x, y)
+    assert_converts(model, exceptions=0, share=0)
+    if HAS_LCE:
+        with pytest.raises(kb.deploy.ConversionError, match="A constant map .* mine .* converter='tensorflow'"):
+            kb.deploy.convert(model, converter="lce")
+
+
+@needs_lce
+def test_constants_for_each_filter_stay_with_lces_converter(monkeypatch):
+    x = keras.Input((6, 6, 32))
+    y = kb.layers.QuantConv2D(32, 3, padding="same", pad_values=1.0, **BINARY)(x)
+    model = keras.Model(x, (y + np.arange(32.0, dtype="float32")) * np.full((1, 1, 32), 2.0, "float32"))
+    monkeypatch.setattr("keras_binaryvit.deploy.tensorflow_converter.convert_saved_model", None)
+    assert kb.deploy.count_operators(kb.deploy.convert(model))["LceBconv2d"] == 1
 
 
 def test_verify_says_so(model, flatbuffer, x):
@@ -457,6 +482,7 @@ def test_wrong_arguments(model, flatbuffer, x):
         kb.deploy.convert(dynamic)
 
 
+@pytest.mark.once
 def test_command_line_in_a_new_process(model, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
@@ -478,9 +504,11 @@ def test_command_line_refuses_a_cut_file_and_keeps_the_old_output(model, run_con
     assert output.read_bytes() == b"old"
 
 
+@needs_lce
 def test_the_papers_network_is_as_lean_as_promised():
     """As it is before training; with no two constants alike it has 10 % more operators and bytes."""
-    flatbuffer = kb.deploy.convert(kb.BinaryViT.from_preset("binaryvit_small"))
+    frozen = kb.deploy.freeze(kb.BinaryViT.from_preset("binaryvit_small"), check=False)  # its values are tested above
+    flatbuffer = kb.deploy.convert(frozen)
     inspection = kb.deploy.inspect(flatbuffer)
     assert kb.deploy.count_operators(flatbuffer)["LceBconv2d"] == 124
     assert inspection.total.binary_multiply_adds == 3_556_675_584
