@@ -50,8 +50,7 @@ def test_golden(case):
     image = Image.open(io.BytesIO(base64.b64decode(case["image"])))
     prepared = model.preprocessor(image, *expected.shape[:2])
     levels = (prepared - expected) * model.preprocessor.std * 255
-    # Pillow rounds rows and then columns to whole levels.
-    assert np.abs(levels).max() < (0.01 if case["name"] == "as it is" else 2)
+    assert np.abs(levels).max() < (1.01 if case["name"] == "turned" else 1e-3)  # decoders of JPEG differ by a level
     exponentials = np.exp(kernel @ expected.ravel())
     best = model.classify(image, top=1)[0]
     assert best.label == f"class {exponentials.argmax()}"

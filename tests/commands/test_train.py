@@ -93,6 +93,15 @@ def run(monkeypatch, data_dir, tmp_path, capsys):
     return run
 
 
+@pytest.fixture
+def eagerly():
+    """To compile a network takes longer than the few steps of a test; `test_the_whole_recipe` compiles."""
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def teacher(folder, num_classes=CLASSES):
     model = kb.DeiT((32, 32, 3), num_classes, patch_size=16, embed_dim=16, depth=1, num_heads=1, mlp_ratio=1)
     model.save(folder / "teacher.keras")
@@ -105,6 +114,7 @@ def logged(output):
         return [float(row["learning_rate"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.once
 def test_the_whole_recipe(run, tmp_path):
     options = (
         f"--teacher={teacher(tmp_path)}",
@@ -145,7 +155,8 @@ def test_the_whole_recipe(run, tmp_path):
         run(*options, "--clip-norm=2", "--resume")
 
 
-def test_a_real_network(run, tmp_path):
+@pytest.mark.once
+def test_a_real_network(eagerly, run, tmp_path):
     run("--full-precision", "--epochs=1", "--train-split=train[:16]")
     model = keras.models.load_model(tmp_path / "out" / "model.keras")
     assert not any(getattr(layer, "is_binary", False) for layer in model._flatten_layers())
@@ -194,7 +205,8 @@ def test_a_split_smaller_than_a_batch(run):
         run("--train-split=train[:5]")
 
 
-def test_a_damaged_image_in_the_middle_of_an_epoch(run, tmp_path):
+@pytest.mark.once
+def test_a_damaged_image_in_the_middle_of_an_epoch(eagerly, run, tmp_path):
     files = examples(27)
     folder = write(tmp_path / "tfds", {"train": files[:13] + [(b"garbage", 0)] + files[14:], "validation": files[:8]})
     with pytest.raises(SystemExit, match="can't be decoded; the last checkpoint is as it was"):
@@ -228,3 +240,17 @@ def test_from_a_folder_of_photographs_to_a_file_with_names(run, monkeypatch, tmp
     assert "agreement" in capsys.readouterr().out
     file = (output / "model.tflite").read_bytes()
     assert all(name.encode() in file for name in names)
+
+    # What the runtime says of a photograph that a camera has turned is what the model says.
+    runtime = pytest.importorskip("binaryvit_runtime.run")
+    for label, orientation in enumerate((6, 8, 3)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = tmp_path / f"{orientation}.jpg"
+        Image.open(io.BytesIO(jpeg(label, (50, 70), 100 + label))).save(turned, exif=exif, quality=95)
+        (expected,) = model.classify(turned)
+        assert runtime.main([str(output / "model.tflite"), str(turned), "--json"]) == 0
+        received = json.loads(capsys.readouterr().out)[0]["classes"]
+        assert [entry["label"] for entry in received] == [prediction.label for prediction in expected]
+        probabilities = [[entry["probability"] for entry in received], [entry.probability for entry in expected]]
+        np.testing.assert_allclose(*probabilities, atol=1e-4)  # float32 sums in another order

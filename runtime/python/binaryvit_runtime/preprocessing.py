@@ -22,8 +22,8 @@ class Preprocessor:
     """What `ImagePreprocessor` of keras_binaryvit does to an image before a model sees it, in Pillow and NumPy.
 
     The largest centered part with the aspect ratio of `resize_size` is resized to it with antialiasing, what the model
-    takes is cropped in its center, and each channel becomes `(pixel / 255 - mean) / std`. Pixels differ from those of
-    training by up to 2 of 255 levels, because Pillow rounds them.
+    takes is cropped in its center, and each channel becomes `(pixel / 255 - mean) / std`, with the values of training
+    but for the rounding of float32.
 
     Attributes:
         mean: Mean of each channel, on the scale 0 to 1: one value for grayscale images, three for RGB.
@@ -88,10 +88,13 @@ class Preprocessor:
         picture = _open(image).convert(_MODES[len(self.mean)])
         part_height = max(min(picture.height, picture.width * rows // columns), 1)
         part_width = max(min(picture.width, picture.height * columns // rows), 1)
-        picture = _centered(picture, part_height, part_width)
-        if picture.size != (columns, rows):
-            picture = picture.resize((columns, rows), getattr(Image.Resampling, self.interpolation.upper()))
-        pixels = np.asarray(_centered(picture, height, width), np.float32).reshape(height, width, len(self.mean))
+        channels = _centered(picture, part_height, part_width).split()
+        if channels[0].size != (columns, rows):
+            method = getattr(Image.Resampling, self.interpolation.upper())
+            # As floats, which Pillow doesn't round to whole levels.
+            channels = [channel.convert("F").resize((columns, rows), method) for channel in channels]
+        pixels = np.stack([np.asarray(_centered(channel, height, width), np.float32) for channel in channels], axis=-1)
+        pixels = np.clip(pixels, 0, 255)  # bicubic interpolation overshoots at edges
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return pixels * (1 / (255 * std)) - mean / std
 
