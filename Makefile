@@ -53,9 +53,9 @@ quickstart: $(VENV)/.examples
 check: $(VENV)/.test
 	$(BIN)/python tools/run_tests.py lint types fast
 
-# TESTS: arguments of tools/run_tests.py.
+# TESTS: arguments of tools/run_tests.py, such as --again; the docs' part is skipped where MkDocs can't be installed.
 test: $(VENV)/.test $(VENV)/.torch
-	$(MAKE) --silent $(VENV)/.docs || true  # its part is skipped where it can't be installed
+	$(if $(TESTS),,$(MAKE) --silent $(VENV)/.docs || true)
 	$(BIN)/python tools/run_tests.py $(TESTS)
 
 # The site, in out/site.

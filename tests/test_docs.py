@@ -53,12 +53,14 @@ def test_quantizers(run, capsys):
             assert row.binary == (answer == "yes"), name
 
 
+@pytest.mark.once
 def test_fine_tuning(run):
     page = run("docs/fine_tuning.md")
     assert page["accuracy"] > 0.85
     assert all(row.binary for row in kb.deploy.binary_table(page["model"]))
 
 
+@pytest.mark.once
 @needs_runtime
 def test_detection(run):
     page = run("docs/detection.md")

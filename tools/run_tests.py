@@ -2,7 +2,7 @@
 
 python tools/run_tests.py                    # every part but `fast`
 python tools/run_tests.py lint types fast    # these
-python tools/run_tests.py --without phones    # every part but `fast` and this one
+python tools/run_tests.py --again            # on another Python: what may differ there
 """
 
 import argparse
@@ -34,12 +34,14 @@ class Part:
         backend: What Keras computes with; None leaves the choice to the tests.
         folder: Where the commands run, relative to the repository.
         needs: A module without which the part is skipped, and the reason for it.
+        once: Whether it says the same on every Python. So do tests that are marked with `once`.
     """
 
     commands: tuple[tuple[str, ...], ...]
     backend: str | None = None
     folder: str = "."
     needs: tuple[str, str] | None = None
+    once: bool = False
 
 
 def _files(folder: str, names: str) -> list[str]:
@@ -53,9 +55,9 @@ PHONES = _files("tests", "android arm64 kotlin")
 BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/torch_checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {
-    "lint": Part(((*PYTHON, "ruff", "check", "."), (*PYTHON, "ruff", "format", "--check", "."))),
-    "types": Part(((*PYTHON, "mypy"),)),
-    "docs": Part((("make", "--silent", "docs"),), needs=("mkdocs", "MkDocs can't be installed")),
+    "lint": Part(((*PYTHON, "ruff", "check", "."), (*PYTHON, "ruff", "format", "--check", ".")), once=True),
+    "types": Part(((*PYTHON, "mypy"),), once=True),
+    "docs": Part((("make", "--silent", "docs"),), needs=("mkdocs", "MkDocs can't be installed"), once=True),
     # Files that take seconds, of every area. Left out: what trains, starts processes, or builds whole networks.
     "fast": Part(
         (
@@ -89,11 +91,11 @@ PARTS = {
         ),
         "jax",
     ),
-    "TensorFlow, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "tensorflow"),
-    "JAX, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "jax"),
+    "TensorFlow, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "tensorflow", once=True),
+    "JAX, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "jax", once=True),
     "PyTorch": Part((("pytest", *BACKENDS),), "torch", needs=("torch", "no CPU build of PyTorch")),
     "runtime": Part((("pytest", *(f"--ignore={file}" for file in PHONES)),), folder="runtime"),
-    "phones": Part((("pytest", *PHONES),), folder="runtime"),
+    "phones": Part((("pytest", *PHONES),), folder="runtime", once=True),
 }
 
 
@@ -134,8 +136,8 @@ def _reason(skip: ElementTree.Element) -> str:
     return (skip.text or "").partition("Skipped: ")[2].rstrip("\"')")  # a whole file: (path, line, "Skipped: reason")
 
 
-def run(part: Part, folder: Path) -> Result:
-    """Runs a part, with reports in `folder`, and counts."""
+def run(part: Part, folder: Path, again: bool) -> Result:
+    """Runs a part, with reports in `folder`, and counts; `again` leaves out tests that are marked with `once`."""
     result = Result()
     if part.needs and importlib.util.find_spec(part.needs[0]) is None:
         result.reasons[part.needs[1]] = 1
@@ -148,6 +150,7 @@ def run(part: Part, folder: Path) -> Result:
         arguments = list(command)
         if command[0] == "pytest":
             arguments = [*PYTHON, "pytest", "-n", "2", "--dist", "worksteal", f"--junitxml={report}", *command[1:]]
+            arguments += ["-m", "not once"] if again else []
         status = subprocess.run(arguments, cwd=ROOT / part.folder, env=environment).returncode
         result.add(" ".join(command), status, report)
     result.seconds = time.monotonic() - start
@@ -187,16 +190,17 @@ def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to run, of: {', '.join(PARTS)}")
-    parser.add_argument("--without", metavar="PART", action="append", default=["fast"], help="what to leave out")
-    arguments = parser.parse_args()
-    names = arguments.parts or [name for name in PARTS if name not in arguments.without]
-    if unknown := {*names, *arguments.without} - set(PARTS):
+    parser.add_argument("--again", action="store_true", help="leave out what says the same on every Python")
+    options = parser.parse_args()
+    every = [name for name, part in PARTS.items() if name != "fast" and not (options.again and part.once)]
+    names = options.parts or every
+    if unknown := set(names) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))} (choose from {', '.join(PARTS)})")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             print(f"\n=== {name} ===", flush=True)
-            results[name] = run(PARTS[name], Path(folder))
+            results[name] = run(PARTS[name], Path(folder), options.again)
     text = table(results)
     TABLE.write_text(f"{text}\n", encoding="utf-8")
     print(f"\n{text}", flush=True)

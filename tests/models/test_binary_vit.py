@@ -32,6 +32,7 @@ def size(weights):
     return sum(int(np.prod(weight.shape)) for weight in weights)
 
 
+@pytest.mark.once
 def test_small_has_the_papers_parameters():
     model = BinaryViT.from_preset("binaryvit_small")
     assert model.name == "binaryvit_small"

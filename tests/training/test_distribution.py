@@ -76,6 +76,7 @@ def test_two_devices_on_jax(on_jax):
     check_same_training(two, one)
 
 
+@pytest.mark.once
 def test_two_devices_on_tensorflow(on_tensorflow):
     one, two = on_tensorflow
     assert list(two["devices"]) == ["cpu:0", "cpu:1"]
