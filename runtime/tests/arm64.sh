@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs Python on an emulated 64-bit ARM board, with the stock aarch64 wheels of ai-edge-litert:
+# Runs Python on an emulated 64-bit ARM board, with the stock aarch64 wheels of ai-edge-litert and Pillow:
 #
 #   tests/arm64.sh [python arguments...]
 #
@@ -14,7 +14,7 @@ cache=${BINARYVIT_ARM64:-$HOME/.cache/binaryvit-arm64}
 litert=${BINARYVIT_LITERT:-2.3.0}
 cpu=${BINARYVIT_CPU:-cortex-a72}
 root=$cache/root
-packages=$cache/ai-edge-litert-$litert
+packages=$cache/packages-$litert
 
 for tool in qemu-aarch64 apt-get dpkg; do
   command -v "$tool" >/dev/null || { echo "arm64.sh: $tool isn't installed" >&2; exit 77; }
@@ -44,7 +44,7 @@ if [ ! -d "$packages" ]; then
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$packages.part" \
     --python-version "$version" --implementation cp --abi "cp${version/./}" --only-binary=:all: \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
-    --platform manylinux2014_aarch64 "ai-edge-litert==$litert"
+    --platform manylinux2014_aarch64 "ai-edge-litert==$litert" pillow
   mv "$packages.part" "$packages"
 fi
 

@@ -1,7 +1,9 @@
 """The wheel for 64-bit ARM, and its library on an emulated board, against this machine's results."""
 
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 from binaryvit_runtime import Interpreter
 from bionic_on_glibc import write_bionic
+from classifiers import classifier
 from models import Tensor, options, pack, run, single_op
+from PIL import Image
 from test_fused_ops import attention, feed_forward, patch_merging, pooling
 from test_kernels import product
+from test_raspberry_pi import CAMERA, KERNEL, METADATA
 from test_wheels import check_library
 
 HERE = Path(__file__).parent
@@ -92,15 +97,21 @@ def convolution(rng):
 BOARDS = [("cortex-a72", "neon", "2.3.0"), ("cortex-a76", "dotprod", "1.4.0")]
 
 
-def check(cpu, kernel_set, litert, models, *libraries, **more):
-    """Runs all models on an emulated board, with each library."""
+def on_board(script, *arguments, **settings):
+    """Returns what a script prints on an emulated board."""
     if not shutil.which("qemu-aarch64"):
         pytest.skip("qemu-aarch64 isn't installed; apt-get install qemu-user")
-    settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, "PYTHONPATH": ""}
-    command = [HERE / "arm64.sh", HERE / "arm64_check.py", models, *libraries]
-    result = subprocess.run(command, env=os.environ | settings | more, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": "", **settings}
+    command = [HERE / "arm64.sh", HERE / script, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "92 models agree" in result.stdout
+    return result.stdout
+
+
+def check(cpu, kernel_set, litert, models, *libraries, **more):
+    """Runs all models on an emulated board, with each library."""
+    settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, **more}
+    assert "92 models agree" in on_board("arm64_check.py", models, *libraries, **settings)
 
 
 @pytest.mark.parametrize("cpu, kernel_set, litert", BOARDS)
@@ -113,6 +124,17 @@ def test_the_android_library_gives_the_same_bits(aarch64_wheel, aar, models, tmp
     write_bionic(library, tmp_path)
     paths = {"QEMU_OPTS": f"-E LD_LIBRARY_PATH={tmp_path}"}
     check(*BOARDS[1], models, aarch64_wheel / LIBRARY, library, **paths)
+
+
+def test_the_commands_for_a_raspberry_pi(aarch64_wheel, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(classifier(KERNEL, (2, 2, 3), json.dumps(METADATA).encode()))
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "photo.jpg")
+    (tmp_path / "picamera2.py").write_text(CAMERA)
+    printed = on_board("arm64_commands.py", tmp_path, PYTHONPATH=str(aarch64_wheel / "content"))
+    image, camera, measured = re.split(r"^\$ .*\n", printed, flags=re.M)[1:]
+    assert "red" in image.splitlines()[0]
+    assert re.fullmatch(r"open\n100% green .*\n100% blue .*\nclosed\n\n", camera)
+    assert "median" in measured
 
 
 def test_the_wheel(aarch64_wheel):
