@@ -11,10 +11,12 @@ for tool in npm java; do
   command -v "$tool" >/dev/null || { echo "kotlinc.sh: $tool isn't installed" >&2; exit 77; }
 done
 if [ ! -d "$cache" ]; then
+  mkdir -p "$(dirname "$cache")"
   part=$(mktemp -d "$cache.XXXXXX")
-  npm install --silent --no-fund --no-audit --prefix "$part" "kotlin-compiler@$version"
+  timeout 120 npm install --silent --no-fund --no-audit --prefix "$part" "kotlin-compiler@$version" ||
+    { rm -rf "$part"; echo "kotlinc.sh: npm can't install kotlin-compiler $version" >&2; exit 77; }
   mv -T "$part" "$cache" 2>/dev/null || rm -rf "$part"  # another process may have been faster
 fi
-# It compiles little, which these settings of Java's make half as long.
+# It compiles little, which takes half as long with these settings of Java's.
 export JAVA_OPTS=${JAVA_OPTS:--Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1}
 exec bash "$cache/node_modules/kotlin-compiler/bin/kotlinc" "$@"
