@@ -83,6 +83,7 @@ exec unshare --user --map-root-user --mount --pid --fork bash -euc '
   mask="\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
   printf %s ":aarch64:M::$magic:$mask:$(command -v qemu-aarch64-static):F" >/proc/sys/fs/binfmt_misc/register
   mount -t proc proc "$root/proc"
+  mount --rbind /sys "$root/sys"
   for device in null zero random urandom; do mount --bind "/dev/$device" "$root/dev/$device"; done
   exec env -i PATH=/usr/bin HOME=/home/pi LANG=C.UTF-8 SSL_CERT_DIR=/etc/ssl/certs QEMU_CPU=cortex-a76 \
     PIP_CERT=/etc/ssl/certs/ca-certificates.crt "$(command -v chroot)" "$root" /usr/bin/bash /home/pi/paste.sh'

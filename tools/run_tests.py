@@ -50,8 +50,8 @@ def _files(folder: str, names: str) -> list[str]:
 
 # Where a sign hangs on rounding.
 ROUNDED = (*_files("tests/layers", "attention normalization"), *_files("tests/deploy", "lower runtime_layers"))
-# What is built for ARM and Android, and runs on an emulated board or a JVM, whatever this Python's version.
-PHONES = _files("tests", "android arm64 kotlin")
+# What no version of Python changes: builds for ARM and Android, on an emulated board and a JVM, and programs in C++.
+NATIVE = (*_files("tests", "android arm64 header kotlin thread_pool"), "tests/fuzz")
 BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/torch_checkpoints")
 PYTHON = (sys.executable, "-m")
 PARTS = {
@@ -94,8 +94,8 @@ PARTS = {
     "TensorFlow, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "tensorflow", once=True),
     "JAX, perturbed": Part((("pytest", "--perturb", *ROUNDED),), "jax", once=True),
     "PyTorch": Part((("pytest", *BACKENDS),), "torch", needs=("torch", "no CPU build of PyTorch")),
-    "runtime": Part((("pytest", *(f"--ignore={file}" for file in PHONES)),), folder="runtime"),
-    "phones": Part((("pytest", *PHONES),), folder="runtime", once=True),
+    "runtime": Part((("pytest", *(f"--ignore={file}" for file in NATIVE)),), folder="runtime"),
+    "native": Part((("pytest", *NATIVE),), folder="runtime", once=True),
 }
 
 
