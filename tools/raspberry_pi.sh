@@ -77,7 +77,7 @@ mkdir -p "$root/etc/ssl"
 cp -rL /etc/ssl/certs "$root/etc/ssl/"
 touch "$root"/dev/{null,zero,random,urandom}
 export root
-exec unshare --user --map-root-user --mount --pid --fork bash -euc '
+exec unshare --user --map-root-user --mount --pid --fork --kill-child bash -euc '
   mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
   magic="\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
   mask="\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
