@@ -15,7 +15,7 @@ from bionic_on_glibc import write_bionic
 from classifiers import classifier
 from models import Tensor, options, pack, run, single_op
 from PIL import Image
-from test_fused_ops import attention, feed_forward, patch_merging, pooling
+from test_fused_ops import attention, feed_forward, patch_merging, pooling, special
 from test_kernels import product
 from test_raspberry_pi import CAMERA, KERNEL, METADATA
 from test_wheels import check_library
@@ -60,6 +60,12 @@ def models(tmp_path_factory):
             "pooling": pooling(index, shape, 2, 2, True),
             "patch_merging": patch_merging(index, 1, 3, 5, channels, 2),
         }
+        with np.errstate(invalid="ignore"):
+            cases["special_feed_forward"] = feed_forward(index, shape, expansion, False, special)
+            cases["special_attention"] = attention(
+                index, 1, (2, 3), 1 + index % 3, heads, channels // heads, True, inputs_of=special
+            )
+            cases["special_merging"] = patch_merging(index, 1, 3, 5, channels, 2, special)
         for name, (flatbuffer, (x,), expected) in cases.items():
             record(f"{name}_{index}", flatbuffer, x, expected)
     for channels in 1, 31, 32, 100, 128, 513:

@@ -13,6 +13,12 @@ def real(rng, *shape):
     return rng.normal(size=shape).astype(F)
 
 
+def special(rng, x):
+    """Puts NaNs of both signs, infinities and zeros of both signs among the values."""
+    values = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0], F)
+    return np.where(rng.random(x.shape) < 0.1, rng.choice(values, x.shape), x)
+
+
 def use_small_slopes(rng, seed, *rows):
     """Of half of the cases all slopes are at most 1, for which some kernels have code of their own."""
     if seed % 2:
@@ -50,11 +56,12 @@ def single(name, inputs, outputs_shape, **attributes):
 # Each of these returns a flatbuffer, its computed inputs and the expected output.
 
 
-def feed_forward(seed, shape, expansion, residual):
+def feed_forward(seed, shape, expansion, residual, inputs_of=None):
     rng = np.random.default_rng(seed)
     *_, channels = shape
     hidden = channels * expansion
     x, z = real(rng, *shape), real(rng, *shape)
+    x = inputs_of(rng, x) if inputs_of else x
     kernel_1, kernel_2 = signs(rng, hidden, channels), signs(rng, channels, hidden)
     table_1, table_2 = real(rng, 4, hidden), real(rng, 7, channels)
     use_small_slopes(rng, seed, table_1[2], table_2[4])
@@ -80,13 +87,14 @@ def feed_forward(seed, shape, expansion, residual):
     return flatbuffer, [x] + [z] * residual, expected
 
 
-def attention(seed, batch, squares, reduction, heads, head_dim, residual, close=None):
+def attention(seed, batch, squares, reduction, heads, head_dim, residual, close=None, inputs_of=None):
     """`close`, -1 or 1, puts the threshold one float32 below or above a probability of the first head."""
     rng = np.random.default_rng(seed)
     height, width, channels = squares[0] * reduction, squares[1] * reduction, heads * head_dim
     shape = (batch, height, width, channels)
     count = 5 if reduction > 1 else 4
     x, kernels = real(rng, *shape), signs(rng, count, channels, channels)
+    x = inputs_of(rng, x) if inputs_of else x
     table = real(rng, 29 if reduction > 1 else 25, channels)
     use_small_slopes(rng, seed, *(table[row] for row in (4, 8, 12, 16, 22)), *table[28:])
     for row in (2, 6, 10, 14, 26)[:count]:
@@ -135,10 +143,11 @@ def attention(seed, batch, squares, reduction, heads, head_dim, residual, close=
     return flatbuffer, [x], expected + x if residual else expected
 
 
-def pooling(seed, shape, vertical, horizontal, residual):
+def pooling(seed, shape, vertical, horizontal, residual, inputs_of=None):
     rng = np.random.default_rng(seed)
     _, height, width, channels = shape
     x, table = real(rng, *shape), real(rng, 4 + vertical + horizontal, channels)
+    x = inputs_of(rng, x) if inputs_of else x
     scale, shift, bias, center = table[:4]
     below, beside = table[4 : 4 + vertical], table[4 + vertical :]
 
@@ -172,10 +181,11 @@ def pooling(seed, shape, vertical, horizontal, residual):
     return flatbuffer, [x], expected + x if residual else expected
 
 
-def patch_merging(seed, batch, height, width, channels, copies):
+def patch_merging(seed, batch, height, width, channels, copies, inputs_of=None):
     rng = np.random.default_rng(seed)
     units = channels * copies
     x = real(rng, batch, 2 * height, 2 * width, channels)
+    x = inputs_of(rng, x) if inputs_of else x
     kernel, table, outputs = signs(rng, units, 4, channels), real(rng, 2, channels), real(rng, 3, units)
     use_small_slopes(rng, seed, outputs[2])
     outputs[0] *= 1 / channels**0.5
@@ -283,3 +293,18 @@ def test_threads_change_nothing(num_threads):
     ]
     for flatbuffer, inputs, expected in cases:
         np.testing.assert_array_equal(run(flatbuffer, *inputs, num_threads=num_threads), expected)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("channels", [64, 50])
+def test_numbers_that_are_none(channels, kernels):
+    """The bit of a NaN, of either sign, and of -0.0 is 0 on every processor."""
+    check(feed_forward(0, (3, 5, channels), 4, True, special))
+    check(feed_forward(1, (9, channels), 1, False, special))
+    check(attention(0, 1, (3, 5), 1, 2, channels, True, inputs_of=special))
+    check(attention(1, 1, (3, 2), 2, 1, channels, False, inputs_of=special))
+    check(pooling(0, (1, 6, 6, channels), 2, 2, True, special))
+    check(patch_merging(0, 1, 2, 3, channels, 2, special))
+    x = special(np.random.default_rng(0), np.zeros((1, 4, 5, channels), F))
+    words = Tensor((1, 4, 5, -(-channels // 32)), "int32")
+    check((single_op("LceQuantize", [Tensor(x.shape, "float32")], words), [x], pack(x)))
