@@ -42,7 +42,7 @@ struct Simd {
   static Float PreluByMax(Float x, Float slope) { return vmaxq_f32(vmulq_f32(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
   static Int PushLess(Int bits, Float x, Float limit) {
-    return vsriq_n_s32(vreinterpretq_s32_f32(vsubq_f32(x, limit)), bits, 1);
+    return vsriq_n_s32(vreinterpretq_s32_u32(vcltq_f32(x, limit)), bits, 1);
   }
 };
 
