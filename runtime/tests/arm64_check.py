@@ -1,7 +1,7 @@
 """Runs the models of a folder on the emulated board and compares their outputs: arm64_check.py FOLDER LIBRARY...
 
 Each `name.npz` holds the inputs, the outputs to expect and the tolerance, `name.tflite` the model. All libraries must
-give the same bits.
+give the same bits, but for those of NaNs, which depend on the order of two summands.
 """
 
 import sys
@@ -21,6 +21,11 @@ def output(path, x, library):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+def bits(x):
+    """Returns the bits of an array, zeros for NaNs."""
+    return np.where(x == x, x, x.dtype.type(0)).tobytes()
+
+
 def main():
     folder, *libraries = sys.argv[1:]
     paths = sorted(Path(folder).glob("*.npz"))
@@ -28,7 +33,7 @@ def main():
         recording = np.load(path)
         first, *others = [output(path.with_suffix(".tflite"), recording["input"], library) for library in libraries]
         np.testing.assert_allclose(first, recording["output"], rtol=0, atol=recording["atol"], err_msg=path.name)
-        if any(other.tobytes() != first.tobytes() for other in others):
+        if any(bits(other) != bits(first) for other in others):
             raise AssertionError(f"{path.name}: the libraries {libraries} give other bits")
     print(f"{len(paths)} models agree")
 
