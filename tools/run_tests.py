@@ -56,7 +56,7 @@ BACKENDS = ("tests/layers", "tests/models", "tests/test_quantizers.py", "tests/t
 PYTHON = (sys.executable, "-m")
 PARTS = {
     "lint": Part(((*PYTHON, "ruff", "check", "."), (*PYTHON, "ruff", "format", "--check", ".")), once=True),
-    "types": Part(((*PYTHON, "mypy"),), once=True),
+    "types": Part(((*PYTHON, "mypy"),)),  # NumPy's hints, which differ by version, decide
     "docs": Part((("make", "--silent", "docs"),), needs=("mkdocs", "MkDocs can't be installed"), once=True),
     # Files that take seconds, of every area. Left out: what trains, starts processes, or builds whole networks.
     "fast": Part(
