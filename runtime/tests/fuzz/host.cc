@@ -267,6 +267,7 @@ void Host::Load() {
   context_.ReportError = ReportError;
   context_.GetNodeAndRegistration = GetNodeAndRegistration;
   context_.ReplaceNodeSubsetsWithDelegateKernels = ReplaceNodes;
+  context_.GetExternalContext = [](Context* context, int) { return context->impl; };
   const bool recommends = (settings_.switches & kRecommendsThreads) != 0;
   context_.recommended_num_threads = recommends ? settings_.threads : -1;
 
