@@ -211,8 +211,8 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, class_names: Seq
     """
     classes = len(class_names)
     cells = np.asarray([labels, predictions], np.int64)
-    if cells.size and not 0 <= cells.min() <= cells.max() < classes:
-        raise ValueError(f"There are {classes} class names. Received: classes from {cells.min()} to {cells.max()}")
+    if cells.size and not 0 <= np.min(cells) <= np.max(cells) < classes:
+        raise ValueError(f"There are {classes} class names. Received: classes from {np.min(cells)} to {np.max(cells)}")
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, tuple(cells), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
