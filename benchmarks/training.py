@@ -1,7 +1,7 @@
 """Prints speed and memory of training: `python benchmarks/training.py [--preset ...] [--image-size ...] [...]`.
 
 For each backend: images a second of training and evaluation; the time of a training step against the same network in
-real numbers; and the peak memory of the process with and without rematerialisation. Each measurement runs in a process
+real numbers; and the peak memory of the process with and without rematerialization. Each measurement runs in a process
 of its own, one after the other; the first two share one for each backend's setting, so that their ratio is fair.
 """
 

@@ -32,7 +32,7 @@ def _register(*aliases: str) -> Callable[[type], type]:
 def _with_gradient(value, gradient, *constants):
     """Returns f with f(x) = `value(x)` whose gradient is `gradient(x, upstream, *constants)`.
 
-    Tensors that the gradient needs are `constants`: JAX's rematerialisation loses those of an enclosing function.
+    Tensors that the gradient needs are `constants`: JAX's rematerialization loses those of an enclosing function.
     """
 
     @ops.custom_gradient

@@ -26,7 +26,7 @@ class Distiller(keras.Model):
 
     With s the student's logits, t the teacher's and w the label weight, the loss of training is
 
-        (1 - w) SoftTargetCrossEntropy(t, s) + w label_loss(labels, s) + the student's regularisation losses
+        (1 - w) SoftTargetCrossEntropy(t, s) + w label_loss(labels, s) + the student's regularization losses
 
     The paper's w is 0: the teacher says everything, and labels only serve `metrics=["accuracy"]`. Evaluation needs
     labels and no teacher; its loss is the label loss.

@@ -62,7 +62,7 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
     typename Simd::Int counts[rows][vectors];
     constexpr bool interleaved = Tile::kInterleavedSize > 0 && constant_words > 0;
     Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, hidden.words, counts);
-    // Neighbouring vectors are loaded one after the other: some processors have an instruction for two.
+    // Neighboring vectors are loaded one after the other: some processors have an instruction for two.
     const auto load = [&](int constant, Float (&to)[vectors]) BINARYVIT_INLINE {
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         to[v] = Simd::Load(table + constant * Tile::kHiddenUnits + v * Simd::kLanes);

@@ -151,7 +151,7 @@ struct ArmTile {
 };
 
 // A bit of each of 16 bytes, from masks of 16 values: value 4 * k + i is in byte 4 * i + k, because transposing takes less time
-// than unzipping. Adding neighbouring bytes, and then neighbouring halves of words twice, makes two bytes of them.
+// than unzipping. Adding neighboring bytes, and then neighboring halves of words twice, makes two bytes of them.
 inline BINARYVIT_INLINE uint8x16_t BitsOfMasks(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
   const uint32x4_t bit_of_byte = {0x10011001, 0x20022002, 0x40044004, 0x80088008};
   const uint16x8_t even = vtrn1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(c));

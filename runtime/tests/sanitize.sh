@@ -1,8 +1,8 @@
 #!/bin/bash
-# Tests the library with sanitisers, and fuzzes it with single nodes ("operator") and with graphs:
+# Tests the library with sanitizers, and fuzzes it with single nodes ("operator") and with graphs:
 #
-#   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behavior sanitisers of GCC
-#   tests/sanitize.sh thread                          the corpora of the fuzz targets, with the thread sanitiser
+#   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behavior sanitizers of GCC
+#   tests/sanitize.sh thread                          the corpora of the fuzz targets, with the thread sanitizer
 #   tests/sanitize.sh fuzz [seconds [target...]]      new inputs for the fuzz targets (default: 600 seconds each), with clang
 #
 # Fuzzing starts from the seeds and tests/fuzz/corpus_*. What crashes is left in the build folder; the corpora take it, and
@@ -41,7 +41,7 @@ case $mode in
     mkdir -p "$package"
     cp -r "$runtime"/python/binaryvit_runtime/. "$package"
     cp -r "$runtime/include" "$build/libbinaryvit_runtime.so" "$package"
-    # Python isn't built with the sanitiser, which therefore is loaded first, and Python's own leaks aren't of interest. A
+    # Python isn't built with the sanitizer, which therefore is loaded first, and Python's own leaks aren't of interest. A
     # test takes memory that there isn't. What builds libraries of its own, or needs an installed package, is left out.
     cd "$runtime"
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \

@@ -1,4 +1,4 @@
-"""The thread pool under the thread sanitiser."""
+"""The thread pool under the thread sanitizer."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-// Two pools in two threads run loops of all sizes; built with the thread sanitiser by test_thread_pool.py.
+// Two pools in two threads run loops of all sizes; built with the thread sanitizer by test_thread_pool.py.
 #include "thread_pool.h"
 
 #include <atomic>

@@ -44,7 +44,7 @@ class Bytes {
   size_t left_;
 };
 
-// Memory of just this size, so that the address sanitiser sees each byte that is read beyond.
+// Memory of just this size, so that the address sanitizer sees each byte that is read beyond.
 class Block {
  public:
   void* Allocate(size_t bytes, size_t offset = 0) {
