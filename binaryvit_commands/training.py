@@ -50,13 +50,14 @@ def train(recipe: Recipe, **overrides: Any) -> tuple[kb.models.ImageClassifier, 
     }
     with _devices(recipe) as distribution:
         teacher = load_model(recipe.teacher) if recipe.teacher else None
+        logits = recipe.output / "teacher_logits.npy"  # for both stages
         model = kb.models.ImageClassifier.from_preset(recipe.preset, **overrides)
         if epochs := recipe.full_precision_kernel_epochs:
             stage = dataclasses.replace(recipe, output=recipe.output / "full_precision_kernels", epochs=epochs)
             first = kb.training.with_full_precision_kernels(model)
-            fit(stage, first, teacher, distribution)
+            fit(stage, first, teacher, logits, distribution)
             kb.training.copy_weights(first, model)
-        return model, fit(recipe, model, teacher, distribution)
+        return model, fit(recipe, model, teacher, logits, distribution)
 
 
 def _devices(recipe: Recipe) -> contextlib.AbstractContextManager[kb.training.Distribution]:
@@ -66,7 +67,11 @@ def _devices(recipe: Recipe) -> contextlib.AbstractContextManager[kb.training.Di
 
 
 def fit(
-    recipe: Recipe, model: keras.Model, teacher: keras.Model | None, distribution: kb.training.Distribution
+    recipe: Recipe,
+    model: keras.Model,
+    teacher: keras.Model | None,
+    logits: Path,
+    distribution: kb.training.Distribution,
 ) -> dict[str, list[float]]:
     """Trains a stage of the recipe, from its newest checkpoint if it continues, and returns the logs of all epochs."""
     recipe.output.mkdir(parents=True, exist_ok=True)
@@ -113,11 +118,12 @@ def fit(
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = model
-    passes, logits = recipe.epochs, None
+    cached = teacher is not None and recipe.teacher_passes != 0
+    passes = recipe.teacher_passes if cached else recipe.epochs
     if teacher is not None:
-        if recipe.teacher_passes:
-            passes, logits = recipe.teacher_passes, recipe.output / "teacher_logits.npy"
-            kb.training.cache_logits(teacher, training(), logits, passes)
+        if cached:
+            if done < recipe.epochs:
+                kb.training.cache_logits(teacher, training(), logits, passes)
             teacher = None
         trainer = kb.training.Distiller(model, teacher, recipe.label_weight, recipe.temperature)
     trainer.compile(optimizer, loss, metrics=["accuracy"])
@@ -130,7 +136,7 @@ def fit(
             batches = training(first_epoch=done % passes)
             stop = min(done - done % passes + passes, recipe.epochs)
             trainer.fit(
-                batches if logits is None else kb.training.with_cached_logits(batches, logits),
+                kb.training.with_cached_logits(batches, logits) if cached else batches,
                 epochs=stop,
                 initial_epoch=done,
                 validation_data=validation,
@@ -247,9 +253,9 @@ def _write_recipe(recipe: Recipe) -> None:
                 f"{str(recipe.output)!r} holds a run: continue it with --resume, or name another --output."
             )
         there = json.loads(file.read_text())
-        differing = [
-            f"{name}: {there.get(name)} then, {value} now" for name, value in chosen.items() if there.get(name) != value
-        ]
+        # A run of a version that didn't have an option was trained with its default.
+        then = {field.name: there.get(field.name, field.default) for field in dataclasses.fields(Recipe)}
+        differing = [f"{name}: {then[name]} then, {value} now" for name, value in chosen.items() if then[name] != value]
         if differing:
             raise ValueError(f"The run in {str(recipe.output)!r} can't continue differently: {'; '.join(differing)}.")
     recipe.output.mkdir(parents=True, exist_ok=True)

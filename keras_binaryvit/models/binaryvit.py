@@ -38,14 +38,10 @@ _TINY_32 = {
 
 # Four times as many positions as _TINY_32, behind two real convolutions; what is between two stages is real, too.
 _32 = {
-    "image_shape": (32, 32, 3),
-    "num_classes": 10,
+    **_TINY_32,
     "patch_size": 2,
-    "embed_dims": (64, 128, 256),
     "depths": (1, 2, 2),
-    "num_heads": (1, 2, 4),
     "sr_ratios": (4, 2, 1),
-    "mlp_ratios": (4, 4, 4),
     "binary_patch_merging": False,
     "stem": "convolutions",
 }

@@ -163,14 +163,24 @@ def test_a_real_network(eagerly, run, tmp_path):
     assert not any("clip" in weight.path for weight in model.weights)
 
 
-def test_logits_of_a_few_passes(run, tmp_path):
+def test_logits_of_a_few_passes(eagerly, run, tmp_path):
     options = (f"--teacher={teacher(tmp_path)}", "--teacher-passes=2", "--train-split=train[:16]", "--epochs=3")
-    run(*options, "--validation-split=train[16:]")
+    options += ("--validation-split=train[16:]", "--full-precision-kernel-epochs=1")
+    run(*options)
     output = tmp_path / "out"
-    # An image of another pass would have no logits.
-    assert len(np.load(output / "teacher_logits.npy")) == 2 * 16
+    # Both stages read one file; an image of another pass would have no logits.
+    (file,) = output.rglob("teacher_logits.npy")
+    assert len(np.load(file)) == 2 * 16
     assert len(logged(output)) == 3
     assert kb.training.TrainingCheckpoint(output / "checkpoints").completed_epochs == 3
+    # A version without an option trained with its default.
+    recipe = json.loads((output / "recipe.json").read_text())
+    del recipe["clip_norm"], recipe["temperature"]
+    (output / "recipe.json").write_text(json.dumps(recipe))
+    run(*options, "--resume")
+    with pytest.raises(SystemExit, match="temperature: 1.0 then, 2.0 now"):
+        (output / "recipe.json").write_text(json.dumps(recipe))
+        run(*options, "--temperature=2", "--resume")
 
 
 def test_a_teacher_of_other_classes(run, tmp_path):
