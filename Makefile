@@ -33,7 +33,7 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[test]'
 	touch $@
 
-$(VENV)/.runtime: $(VENV)/.test $(wildcard runtime/*.* runtime/include/* runtime/src/* runtime/python/*/*.py)
+$(VENV)/.runtime: $(VENV)/.test $(shell find runtime/include runtime/src -type f) $(wildcard runtime/*.* runtime/python/*/*.py)
 	$(INSTALL) './runtime[test]'
 	touch $@
 

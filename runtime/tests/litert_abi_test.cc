@@ -1,5 +1,5 @@
 // A delegate that prints what it reads through litert_abi.h; test_litert_abi.py compares that with the graph.
-#include "litert_abi.h"
+#include "host/litert_abi.h"
 
 #include <cstdio>
 #include <cstdlib>

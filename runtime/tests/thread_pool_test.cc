@@ -1,5 +1,5 @@
 // Two pools in two threads run loops of all sizes; built with the thread sanitizer by test_thread_pool.py.
-#include "thread_pool.h"
+#include "base/thread_pool.h"
 
 #include <atomic>
 #include <cfenv>

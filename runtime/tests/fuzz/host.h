@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "litert_abi.h"
+#include "host/litert_abi.h"
 
 namespace binaryvit::fuzz {
 

@@ -1,0 +1,51 @@
+// Which probabilities of attention rows are above the threshold: see ProbabilityLimit.
+#ifndef BINARYVIT_KERNELS_GENERIC_PROBABILITY_H_
+#define BINARYVIT_KERNELS_GENERIC_PROBABILITY_H_
+
+#include "kernels/generic/product.h"
+
+namespace binaryvit {
+
+// One step after the other for all rows: what was written in parts isn't read as a whole at once, and the rows' chains of
+// instructions run side by side.
+template <typename Isa>
+uint32_t PackProbable(uint8_t* counts, size_t rows, size_t blocks, const Probabilities& shared, uint32_t* masks) {
+  const Probabilities table = shared;  // nothing that is stored can change it
+  using Simd = typename Isa::Simd;
+  constexpr size_t most = Probabilities::kMostRows;
+  const size_t row_of_counts = blocks * kBytesPerBlock, row_of_masks = row_of_counts / kBitsPerWord;
+  uint64_t missing[kBytesPerBlock / sizeof(uint64_t)], last[kBytesPerBlock / sizeof(uint64_t)];
+  std::memcpy(missing, table.missing_keys, sizeof missing);
+  for (size_t row = 0; row < rows; ++row) {
+    uint8_t* last_block = counts + (row + 1) * row_of_counts - kBytesPerBlock;
+    std::memcpy(last, last_block, sizeof last);
+    for (size_t i = 0; i < kBytesPerBlock / sizeof(uint64_t); ++i) last[i] |= missing[i];
+    std::memcpy(last_block, last, sizeof last);
+  }
+  uint8_t least[most];
+  int32_t sums[most] = {}, above[most];
+  for (size_t row = 0; row < rows; ++row) {
+    const uint64_t sum = Isa::SumExponentials(counts + row * row_of_counts, blocks, table, &least[row]);
+    sums[row] = static_cast<int32_t>(sum < INT32_MAX ? sum : INT32_MAX);
+  }
+  for (size_t row = 0; row < rows; row += Simd::kLanes) {  // how many bounds are above the sums
+    const auto sum = Simd::Load(sums + row);
+    auto count = Simd::Set(int32_t{0});
+    for (size_t d = 0; d < table.bound_count; ++d) count = Simd::AddLess(count, sum, Simd::Set(table.bounds[d]));
+    Simd::Store(above + row, count);
+  }
+  uint32_t undecided = 0;
+  for (size_t row = 0; row < rows; ++row) {
+    const int32_t* bound = table.bounds + above[row];  // the first one that isn't above the sum
+    const bool close = sums[row] - bound[0] <= table.error || (above[row] > 0 && bound[-1] - sums[row] <= table.error);
+    undecided |= static_cast<uint32_t>(close || sums[row] == INT32_MAX) << row;
+    // Heads are short where counts come as bytes, so that the sum is one, too.
+    const auto limit = static_cast<uint8_t>(least[row] + above[row]);
+    Isa::PackBytesBelow(counts + row * row_of_counts, limit, blocks, masks + row * row_of_masks);
+  }
+  return undecided;
+}
+
+}  // namespace binaryvit
+
+#endif  // BINARYVIT_KERNELS_GENERIC_PROBABILITY_H_
