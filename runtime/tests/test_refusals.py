@@ -109,7 +109,7 @@ REFUSED = {
     ),
     "short multiplier": (
         convolution(multiplier=floats(7)),
-        "the multiplier must have 8 values, one a filter, but",
+        "the multiplier must have 8 values, one per filter, but",
     ),
     "bias of integers": (convolution(bias=words(8)), "the bias must be float32, but is int32"),
     "missing threshold": (convolution(output=Tensor((1, 4, 4, 1), "int32")), "the threshold is missing"),

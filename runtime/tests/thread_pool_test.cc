@@ -10,8 +10,8 @@
 using binaryvit::ThreadPool;
 
 static void Check(ThreadPool& pool, size_t count) {
-  static constexpr size_t kMost = 64;
-  int done[kMost] = {};
+  static constexpr size_t kMax = 64;
+  int done[kMax] = {};
   int by_thread[binaryvit::kMaxThreads] = {};  // not atomic: one thread, one entry
   pool.ParallelFor(count, [&](size_t index, int thread) {
     done[index] += 1;

@@ -56,7 +56,7 @@ class Measurement:
 def measure(
     models: list[str], threads: int, runs: int, warm_up: int, profile: bool, progress: Callable[[int], object]
 ) -> list[Measurement]:
-    """Runs the models by turns, so that whatever else the machine does meets all of them.
+    """Runs the models alternately, so that other load on the machine affects all of them alike.
 
     Args:
         models: Paths of `.tflite` files.
@@ -184,7 +184,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="binaryvit-benchmark", description="Measures how long an inference takes, on random input."
     )
     parser.add_argument("model", help="the .tflite file")
-    parser.add_argument("--compare", metavar="OTHER", help="another .tflite file, run by turns with the first")
+    parser.add_argument("--compare", metavar="OTHER", help="another .tflite file, run alternately with the first")
     parser.add_argument(
         "--threads", type=_counts, default=[1], help="one number or several, such as 1,2,4 (default: 1)"
     )

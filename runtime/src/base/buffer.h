@@ -1,4 +1,4 @@
-// Buffer: aligned memory that says so when there is none. Sizes come from files, and this library has no exceptions.
+// Buffer: aligned memory. Allocation can fail, because sizes come from files, and this library has no exceptions.
 #ifndef BINARYVIT_BASE_BUFFER_H_
 #define BINARYVIT_BASE_BUFFER_H_
 
@@ -11,9 +11,9 @@ namespace binaryvit {
 
 constexpr size_t kAlignment = 64;  // a cache line, and the widest vector
 
-// A hundred times what real networks take. A wrong shape can ask for so much that the system ends the process, long before
-// it says that there is no memory.
-constexpr size_t kMostBufferBytes = size_t{1} << 28;
+// A hundred times what real networks need. A wrong shape may ask for so much memory that the system kills the process
+// instead of refusing.
+constexpr size_t kMaxBufferBytes = size_t{1} << 28;
 
 template <typename T>
 class Buffer {
@@ -23,12 +23,12 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
 
-  // Makes room for `size` elements, all zero; what was there is gone. False where the memory can't be had.
+  // Allocates `size` zeros and frees the old elements. False if there is no memory.
   [[nodiscard]] bool Resize(size_t size) {
     std::free(data_);
     data_ = nullptr;
     size_ = 0;
-    if (size > kMostBufferBytes / sizeof(T)) return false;
+    if (size > kMaxBufferBytes / sizeof(T)) return false;
     const size_t bytes = (size * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, bytes ? bytes : kAlignment) != 0) return false;

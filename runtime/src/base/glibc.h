@@ -1,5 +1,5 @@
-// Included before every file: asks for exp as glibc 2.17 has it. The newer one (2.29) computes the same, and a library that
-// asks for it loads on fewer systems.
+// Included before every file: links exp with its version of glibc 2.17. The version of 2.29 computes the same, but a
+// library that needs it loads on fewer systems.
 #ifndef BINARYVIT_BASE_GLIBC_H_
 #define BINARYVIT_BASE_GLIBC_H_
 

@@ -4,7 +4,7 @@
 
 #include <ctime>
 
-// The names by which every glibc since 2.17 has these functions; current ones would ask for glibc 2.34.
+// The versions of these functions in every glibc since 2.17. The current versions need glibc 2.34.
 #if defined(__GLIBC__) && defined(__x86_64__)
 __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
 __asm__(".symver pthread_join, pthread_join@GLIBC_2.2.5");
@@ -16,8 +16,8 @@ __asm__(".symver pthread_join, pthread_join@GLIBC_2.17");
 namespace binaryvit {
 namespace {
 
-constexpr int64_t kMostNanoseconds = 50000;
-constexpr int kPausesBetweenLooks = 16;  // at the clock
+constexpr int64_t kMaxSpinNanoseconds = 50000;
+constexpr int kPausesPerClockRead = 16;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -27,9 +27,9 @@ void Pause() {
 #endif
 }
 
-// How the processor rounds floats, and whether it takes subnormal ones for 0: a setting of each thread.
+// How the processor rounds floats, and whether it flushes subnormal floats to 0. Each thread has its own setting.
 #if defined(__x86_64__)
-uint64_t FloatMode() { return __builtin_ia32_stmxcsr() & ~0x3fu; }  // without the flags of what happened
+uint64_t FloatMode() { return __builtin_ia32_stmxcsr() & ~0x3fu; }  // without the exception flags
 void SetFloatMode(uint64_t mode) { __builtin_ia32_ldmxcsr(static_cast<unsigned>(mode)); }
 #elif defined(__aarch64__)
 uint64_t FloatMode() {
@@ -49,13 +49,13 @@ int64_t Nanoseconds() {
   return static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
 }
 
-// Waits until `ready()`, for some fifty microseconds at most, and without giving the processor away.
+// Waits until `ready()`, for kMaxSpinNanoseconds at most, without yielding the processor.
 template <typename Ready>
 bool Spin(const Ready& ready) {
   if (ready()) return true;
-  const int64_t end = Nanoseconds() + kMostNanoseconds;
+  const int64_t end = Nanoseconds() + kMaxSpinNanoseconds;
   do {
-    for (int i = 0; i < kPausesBetweenLooks; ++i) {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
       if (ready()) return true;
       Pause();
     }
@@ -95,11 +95,11 @@ void ThreadPool::Stop() {
   started_ = 0;
 }
 
-// The atomics are sequentially consistent: of two threads that each write one and then read the other's, one at least sees
-// what the other wrote.
+// The atomics are sequentially consistent: if two threads each write one and then read the other's, at least one of them
+// sees the new value.
 void ThreadPool::Announce() {
   ++generation_;
-  if (sleepers_ == 0) return;  // one that is about to sleep looks at the generation once more
+  if (sleepers_ == 0) return;  // a thread that is about to sleep checks the generation again
   pthread_mutex_lock(&mutex_);
   pthread_cond_broadcast(&work_);
   pthread_mutex_unlock(&mutex_);
@@ -133,7 +133,8 @@ void* ThreadPool::WorkerMain(void* argument) {
 }
 
 void ThreadPool::Work(int thread) {
-  // Copies, because they lie beside what other threads write. Several indices at a time, so that counters are rarely written.
+  // Copies, because other threads write to the same cache lines. Takes several indices at a time, so that counters are
+  // rarely written.
   const Function function = function_;
   const void* const context = context_;
   const int count = count_;
@@ -155,7 +156,7 @@ void ThreadPool::Run(size_t count, Function function, const void* context) {
     return;
   }
   if (started_ > 0 && process_ != getpid()) {
-    // In the child of a fork: the threads stayed with the parent, and the locks as they were at that moment.
+    // In a forked child: the threads stayed with the parent, and the locks are in the state of that moment.
     mutex_ = PTHREAD_MUTEX_INITIALIZER;
     work_ = PTHREAD_COND_INITIALIZER;
     done_ = PTHREAD_COND_INITIALIZER;

@@ -1,5 +1,5 @@
-// ThreadPool: splits loops over its threads. Idle threads sleep, but for a moment after each loop: the next operator's
-// follows within microseconds, and waking a thread takes longer. After a fork the child gets threads of its own.
+// ThreadPool: splits loops over its threads. Idle threads spin for a moment after each loop and then sleep: the
+// next operator's loop follows within microseconds, and waking a thread takes longer. A forked child gets its own threads.
 #ifndef BINARYVIT_BASE_THREAD_POOL_H_
 #define BINARYVIT_BASE_THREAD_POOL_H_
 
@@ -15,7 +15,7 @@ namespace binaryvit {
 
 constexpr int kMaxThreads = 64;
 
-// One interpreter, one pool: a pool runs one loop at a time, and pools know nothing of each other.
+// Each interpreter has its own pool, which runs one loop at a time.
 class ThreadPool {
  public:
   ThreadPool() = default;
@@ -23,13 +23,13 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool() { Stop(); }
 
-  // Sets how many threads a loop gets, the caller's among them; they start with the first loop that needs them.
+  // Sets the number of threads, including the caller's. They start with the first loop that needs them.
   void SetThreads(int count);
   int threads() const { return count_; }
 
-  // Calls body(index, thread) for every index below `count`, with 0 <= thread < threads(), and returns when all is done.
+  // Calls body(index, thread) for every index below `count`, with 0 <= thread < threads(), and returns when all calls are done.
   // All threads round as the caller does, and treat subnormal numbers alike.
-  // Where a thread can't be started, those that could do the work.
+  // If a thread can't start, the others do its work.
   template <typename Body>
   void ParallelFor(size_t count, const Body& body) {
     Run(count, [](const void* context, size_t index, int thread) {
@@ -45,8 +45,8 @@ class ThreadPool {
     pthread_t thread;
   };
 
-  // A thread's share of the loop, in the same place of every loop: what it wrote in one is in its core's cache for the next.
-  // Whoever is done with the own one helps others.
+  // A thread's share of a loop. It is at the same place in every loop, so that what the thread wrote in one loop is in its
+  // core's cache for the next. A thread that has finished its share helps the others.
   struct Range {
     std::atomic<size_t> next{0};
     size_t end = 0;
@@ -71,8 +71,8 @@ class ThreadPool {
 
   std::atomic<uint64_t> generation_{0};  // counts loops
   std::atomic<bool> stop_{false};
-  std::atomic<bool> open_{false};  // whether workers may join the loop: one that comes late isn't waited for
-  std::atomic<int> busy_{0};       // workers that have joined, or are about to look whether they may
+  std::atomic<bool> open_{false};  // whether workers may join the loop; nobody waits for a late one
+  std::atomic<int> busy_{0};       // workers that have joined, or are about to check `open_`
   std::atomic<int> sleepers_{0};
   std::atomic<bool> waits_{false};  // the caller sleeps until no worker is busy
 

@@ -1,5 +1,5 @@
-// The delegate: takes over every custom operator that it knows, one node at a time. In a graph with such operators it also
-// takes the builtin ones that go with them; the host has the rest, and graphs without.
+// The delegate: replaces every custom operator that it knows, one node at a time. In a graph with such operators it also
+// replaces the builtin operators around them. The host runs all others, and graphs without custom operators.
 //
 // It is loaded through LiteRT's external-delegate interface and calls the host through the structs of litert_abi.h alone, so
 // one build runs in every host with that interface.
@@ -13,6 +13,9 @@
 #include "ops/op.h"
 
 #define BINARYVIT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The header leaves this type to the host.
+struct TfLiteDelegate : binaryvit::litert::Delegate {};
 
 namespace binaryvit {
 namespace {
@@ -36,10 +39,10 @@ const OpType* FindOp(const Registration& registration) {
   return nullptr;
 }
 
-struct BinaryVitDelegate : litert::Delegate {
+struct BinaryVitDelegate : TfLiteDelegate {
   Session session;
   int num_threads = 0;  // 0: as the first graph's interpreter recommends
-  const void* interpreter = nullptr;  // the one that it belongs to, by a pointer that no other has
+  const void* interpreter = nullptr;  // identified by its CPU context
   bool profile = false;
   BinaryVitProfileEntry* entries = nullptr;
   size_t entry_count = 0;
@@ -58,16 +61,16 @@ IntArray* Copy(const IntArray* array) {
   return static_cast<IntArray*>(copy ? std::memcpy(copy, array, size) : nullptr);
 }
 
-// A kernel of one node, or of several. The host's own node lists inputs without the optional ones that are left out, so the
-// original lists are kept.
+// A kernel of one or more nodes. It keeps the nodes' lists of inputs, because the host's own node for the kernel lacks
+// omitted optional inputs.
 struct Kernel {
   const OpType* type = nullptr;
   void* op = nullptr;
   BinaryVitDelegate* delegate = nullptr;
-  size_t entry = 0;  // of the profile, where there is one
+  size_t entry = 0;  // of the profile
   GraphNode* nodes = nullptr;
   size_t node_count = 0;
-  IntArray* outputs = nullptr;  // tensors that others need
+  IntArray* outputs = nullptr;  // tensors that other nodes or the model's outputs need
   Buffer<size_t> bytes;  // of the host's tensors when this was prepared: the inputs, then the outputs
 };
 
@@ -82,7 +85,7 @@ bool AddProfileEntry(Kernel* kernel, const char* output) {
   return true;
 }
 
-// Of the first output, where there is one: hosts take nodes without.
+// The name of the first output. A node may have no outputs.
 const char* OutputName(const Context* context, const IntArray& outputs) {
   const int index = outputs.size > 0 ? outputs.data[0] : -1;
   return index >= 0 && static_cast<size_t>(index) < context->tensors_size ? context->tensors[index].name : nullptr;
@@ -102,7 +105,7 @@ void FreeKernel(Context*, void* data) {
   std::free(kernel);
 }
 
-// Copies the nodes that the kernel stands for.
+// Copies the nodes that the kernel replaces.
 bool CopyNodes(Context* context, const IntArray& indices, Kernel* kernel) {
   const auto count = static_cast<size_t>(indices.size);
   kernel->nodes = static_cast<GraphNode*>(std::calloc(count, sizeof(GraphNode)));
@@ -193,10 +196,10 @@ Status PrepareKernel(Context* context, Node* node) {
 
 Status InvokeKernel(Context* context, Node* node) {
   auto* kernel = static_cast<Kernel*>(node->user_data);
-  // Hosts have no memory for an output that nothing reads.
+  // Hosts allocate no memory for an output that nothing reads.
   if (kernel->outputs->size == 0) return litert::kOk;
   const NodeView view = ViewOf(context, kernel);
-  // Where a second node gives a tensor, its Prepare came later and may have made the tensor smaller.
+  // If a second node writes the same tensor, its Prepare came later and may have made the tensor smaller.
   bool fits = true;
   ForTensors(view, *node, [&](size_t i, const litert::Tensor& tensor) {
     fits = fits && tensor.data && tensor.bytes >= kernel->bytes[i];
@@ -214,10 +217,10 @@ Status InvokeKernel(Context* context, Node* node) {
   return ok ? litert::kOk : litert::kError;
 }
 
-// The graph as it is when the delegate is asked, and what of it the delegate takes.
+// The graph before any replacement, and which nodes the delegate replaces.
 struct Plan {
   IntArray* nodes = nullptr;
-  Buffer<bool> computed;   // of tensors: whether they differ from run to run
+  Buffer<bool> computed;   // of tensors: whether they may differ between runs
   Buffer<bool> pointwise;  // of nodes, in the order of the plan
   ~Plan() { std::free(nodes); }
 };
@@ -253,14 +256,14 @@ bool ForNodes(Context* context, const IntArray& plan, const Body& body) {
   return true;
 }
 
-// Whether an operator claims a builtin node.
-bool Claims(Context* context, BinaryVitDelegate* delegate, const OpType& op, const Node& node,
+// Whether an operator supports a builtin node.
+bool Supports(Context* context, BinaryVitDelegate* delegate, const OpType& op, const Node& node,
             const Registration& registration) {
   GraphNode copy = {node, registration.builtin_code};
-  return op.claims(NodeView(context, &copy, 1, node.outputs, &delegate->session, op.name));
+  return op.supports(NodeView(context, &copy, 1, node.outputs, &delegate->session, op.name));
 }
 
-// Marks tensors but for constants and what is made of constants alone, such as weights that a file holds in float16.
+// Marks all tensors except constants and what is computed from constants only, such as weights stored as float16.
 bool MarkComputed(Context* context, Plan* plan) {
   for (size_t i = 0; i < plan->computed.size(); ++i) {
     plan->computed[i] = context->tensors[i].allocation != litert::kReadOnlyFile;
@@ -272,14 +275,14 @@ bool MarkComputed(Context* context, Plan* plan) {
   });
 }
 
-// Marks the nodes that run as one with others: builtin ones that are next to another, and an LceQuantize after one.
+// Marks the nodes that run together: builtin nodes that are next to each other, and an LceQuantize after one.
 bool MarkPointwise(Context* context, BinaryVitDelegate* delegate, Plan* plan) {
-  Buffer<bool> given, needed;  // tensors, by such nodes
+  Buffer<bool> given, needed;  // tensors that such nodes compute or read
   if (!given.Resize(context->tensors_size) || !needed.Resize(context->tensors_size)) return false;
   const auto is_builtin = [](const Registration& it) { return it.builtin_code != litert::kBuiltinCustom; };
   bool ok = ForNodes(context, *plan->nodes, [&](size_t i, const Node& node, const Registration& registration) {
     plan->pointwise[i] = (is_builtin(registration) || FindOp(registration) == &kLceQuantize) &&
-                         Claims(context, delegate, kPointwise, node, registration);
+                         Supports(context, delegate, kPointwise, node, registration);
     if (plan->pointwise[i] && is_builtin(registration)) SetMarks(node.outputs, true, &given);
     if (plan->pointwise[i]) SetMarks(node.inputs, true, &needed);
     return true;
@@ -302,7 +305,7 @@ Registration KernelRegistration(const OpType& op, void* (*init)(Context*, const 
   return kernel;
 }
 
-// The host splits the nodes into subsets that nothing else has to run between.
+// The host splits the nodes into subsets, so that no other node has to run in between.
 Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
   IntArray* nodes = Copy(plan.nodes);
   if (!nodes) return litert::kError;
@@ -319,15 +322,15 @@ Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Pla
   return status;
 }
 
-// One node a call: tensors between two of our nodes stay in the host's arena.
+// One node per call: tensors between two of the delegate's nodes stay in the host's arena.
 Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
   const bool ok = ForNodes(context, *plan.nodes, [&](size_t i, const Node& node, const Registration& registration) {
     const OpType* op = FindOp(registration);
     if (!op || plan.pointwise[i]) return true;
-    if (op->claims) {
+    if (op->supports) {
       const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
       if (!IsTensor(weights, plan.computed) || !plan.computed[static_cast<size_t>(weights)] ||
-          !Claims(context, delegate, *op, node, registration)) {
+          !Supports(context, delegate, *op, node, registration)) {
         return true;
       }
     }
@@ -340,14 +343,14 @@ Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const P
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
   auto* delegate = static_cast<BinaryVitDelegate*>(base);
-  // The graphs of an interpreter share threads, which two interpreters could ask for at the same time.
+  // The graphs of one interpreter share a thread pool, which two interpreters could use at the same time.
   const void* interpreter = context->GetExternalContext(context, litert::kCpuBackendContext);
   if (delegate->interpreter && delegate->interpreter != interpreter) {
     context->ReportError(context, "BinaryVit: the delegate belongs to another interpreter; create one for each");
     return litert::kError;
   }
   delegate->interpreter = interpreter;
-  // Operators have memory for as many threads as there were when they were prepared: a second graph can't change that.
+  // Operators allocate memory per thread when they are prepared, so a second graph can't change the number of threads.
   if (delegate->num_threads == 0) {
     delegate->num_threads = context->recommended_num_threads > 0 ? context->recommended_num_threads : 1;
   }
@@ -356,12 +359,12 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   IntArray* nodes;
   if (context->GetExecutionPlan(context, &nodes) != litert::kOk) return litert::kError;
   Plan plan;
-  plan.nodes = Copy(nodes);  // the host's changes with every replacement
+  plan.nodes = Copy(nodes);  // the host's plan changes with every replacement
   if (!plan.nodes) return litert::kError;
   bool has_custom = false;
   const bool ok = ForNodes(context, *plan.nodes, [&](size_t, const Node&, const Registration& registration) {
     const OpType* op = FindOp(registration);
-    has_custom |= op && !op->claims;
+    has_custom |= op && !op->supports;
     return true;
   });
   if (!ok) return litert::kError;
@@ -374,14 +377,7 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   return status == litert::kOk ? ReplaceSingleNodes(context, delegate, plan) : status;
 }
 
-// The header's TfLiteDelegate, which it leaves to the host to define, is the one of litert_abi.h.
-TfLiteDelegate* AsHosts(litert::Delegate* delegate) { return reinterpret_cast<TfLiteDelegate*>(delegate); }
-
-const BinaryVitDelegate* AsOurs(const TfLiteDelegate* delegate) {
-  return static_cast<const BinaryVitDelegate*>(reinterpret_cast<const litert::Delegate*>(delegate));
-}
-
-// Reads a whole positive number; 0 for anything else.
+// Parses a number of threads. Returns 0 if it is invalid.
 int ParseThreads(const char* text) {
   char* end;
   const long value = std::strtol(text, &end, 10);
@@ -438,23 +434,23 @@ BINARYVIT_EXPORT TfLiteDelegate* tflite_plugin_create_delegate(const char* const
   delegate->session.kernels = kernels;
   delegate->num_threads = num_threads;
   delegate->profile = profile;
-  return AsHosts(delegate);
+  return delegate;
 }
 
-BINARYVIT_EXPORT void tflite_plugin_destroy_delegate(TfLiteDelegate* hosts) {
-  if (!hosts) return;
-  auto* delegate = const_cast<binaryvit::BinaryVitDelegate*>(binaryvit::AsOurs(hosts));
+BINARYVIT_EXPORT void tflite_plugin_destroy_delegate(TfLiteDelegate* base) {
+  if (!base) return;
+  auto* delegate = static_cast<binaryvit::BinaryVitDelegate*>(base);
   std::free(delegate->entries);
   delegate->~BinaryVitDelegate();
   std::free(delegate);
 }
 
-BINARYVIT_EXPORT const char* binaryvit_kernels(const TfLiteDelegate* hosts) {
-  return binaryvit::AsOurs(hosts)->session.kernels->name;
+BINARYVIT_EXPORT const char* binaryvit_kernels(const TfLiteDelegate* base) {
+  return static_cast<const binaryvit::BinaryVitDelegate*>(base)->session.kernels->name;
 }
 
-BINARYVIT_EXPORT size_t binaryvit_profile(const TfLiteDelegate* hosts, BinaryVitProfileEntry* entries, size_t capacity) {
-  const auto* delegate = binaryvit::AsOurs(hosts);
+BINARYVIT_EXPORT size_t binaryvit_profile(const TfLiteDelegate* base, BinaryVitProfileEntry* entries, size_t capacity) {
+  const auto* delegate = static_cast<const binaryvit::BinaryVitDelegate*>(base);
   for (size_t i = 0; i < delegate->entry_count && i < capacity; ++i) entries[i] = delegate->entries[i];
   return delegate->entry_count;
 }

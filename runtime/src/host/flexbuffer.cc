@@ -1,6 +1,6 @@
-// A flexbuffer ends with its root value, that value's type and its width. A map is, in this order: the distance back to
+// A flexbuffer ends with its root value, that value's type and its width. A map consists of the distance back to
 // its vector of keys, the width of those, the number of entries (here the map's own position points), the values, and a
-// byte for the type of each. Distances are counted backwards from where they stand.
+// byte for the type of each. Distances count backwards from their own position.
 #include "host/flexbuffer.h"
 
 #include <cstring>

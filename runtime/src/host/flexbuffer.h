@@ -1,4 +1,4 @@
-// Options: the integers of a custom operator's options, a flexbuffer map. No byte of it is trusted.
+// Options: the integers of a custom operator's options, a flexbuffer map. The bytes may be invalid.
 #ifndef BINARYVIT_HOST_FLEXBUFFER_H_
 #define BINARYVIT_HOST_FLEXBUFFER_H_
 
@@ -15,7 +15,7 @@ class Options {
   // Whether the bytes hold a map at all.
   bool valid() const { return valid_; }
 
-  // Finds the integer or boolean `name`; false where there is none or it is of another type.
+  // Finds the integer or boolean `name`. False if there is none, or if it has another type.
   bool GetInteger(const char* name, int64_t* value) const;
 
  private:

@@ -1,7 +1,7 @@
 // The part of LiteRT's C ABI that a delegate with custom kernels needs, on 64-bit Linux and Android.
 //
 // LiteRT's Python packages ship no headers. The structs below have the layout of tflite/c/common.h, which has not changed
-// from TFLite 2.14 to LiteRT 2.3; fields that nothing here uses keep their place under short names. test_litert_abi.py reads
+// from TFLite 2.14 to LiteRT 2.3; unused fields keep their place under short names. test_litert_abi.py reads
 // them back from the oldest supported version and from the one that is installed.
 #ifndef BINARYVIT_HOST_LITERT_ABI_H_
 #define BINARYVIT_HOST_LITERT_ABI_H_
@@ -34,7 +34,7 @@ constexpr int kBuiltinCustom = 32;  // of every custom operator
 
 enum Activation : int { kNoActivation = 0, kRelu = 1, kReluN1To1 = 2, kRelu6 = 3 };
 
-constexpr int64_t kAllowDynamicTensors = 1;      // without it hosts refuse delegates for graphs with dynamic tensors
+constexpr int64_t kAllowDynamicTensors = 1;      // without it, hosts reject delegates for graphs with dynamic tensors
 
 struct Context;
 struct Delegate;
@@ -74,7 +74,7 @@ struct Tensor {
 static_assert(sizeof(Tensor) == 112, "TfLiteTensor");
 
 struct Node {
-  IntArray* inputs;  // -1 stands for an optional input that is left out
+  IntArray* inputs;  // -1 for an omitted optional input
   IntArray* outputs;
   IntArray* intermediates;
   IntArray* temporaries;
@@ -99,10 +99,10 @@ struct Registration {
   void* external;
   void* async_kernel;
   uint64_t inplace_operator;
-  uint64_t reserved[8];  // newer hosts have a longer struct, and are to find zeros there
+  uint64_t reserved[8];  // newer hosts read a longer struct, and must find zeros there
 };
 
-// What nodes have as builtin data: the first fields of the structs of tflite/c/builtin_op_data.h.
+// The builtin data of nodes: the first fields of the structs of tflite/c/builtin_op_data.h.
 struct ArithmeticParams {  // ADD and MUL
   int activation;
 };
@@ -124,7 +124,7 @@ struct DepthwiseConvParams {
 
 struct FullyConnectedParams {
   int activation;
-  int weights_format;  // 0: rows of values, one a unit
+  int weights_format;  // 0: rows of values, one per unit
   bool keep_num_dims;
 };
 
@@ -140,16 +140,16 @@ struct Context {
   Status (*GetExecutionPlan)(Context*, IntArray** plan);
   Tensor* tensors;
   void* impl;
-  Status (*ResizeTensor)(Context*, Tensor*, IntArray* shape);  // takes the array over
+  Status (*ResizeTensor)(Context*, Tensor*, IntArray* shape);  // takes ownership of the array
   void (*ReportError)(Context*, const char* format, ...);
   Status (*AddTensors)(Context*, int count, int* first);
   Status (*GetNodeAndRegistration)(Context*, int index, Node**, Registration**);
   Status (*ReplaceNodeSubsetsWithDelegateKernels)(Context*, Registration, const IntArray* nodes, Delegate*);
-  int recommended_num_threads;  // -1 where the host leaves the choice to the kernel
+  int recommended_num_threads;  // -1 if the kernel may choose
   void* (*GetExternalContext)(Context*, int type);
 };
 
-constexpr int kCpuBackendContext = 3;  // a type of external context; each interpreter has one of its own
+constexpr int kCpuBackendContext = 3;  // a type of external context; each interpreter has its own
 
 struct Delegate {
   void* data;

@@ -31,7 +31,7 @@ struct Weights {
   size_t words;  // of a row of activations
 };
 
-// What becomes of a count of differing bits: float(clamp(2 * count)) * multiplier + bias, rounded after each step.
+// The transform of a count of differing bits: float(clamp(2 * count)) * multiplier + bias, rounded after each step.
 // Without `clamped`, float(count) * multiplier + bias: the factor 2 is in the multiplier.
 // The arrays have room for a multiple of the kernel set's `unit_tile`.
 struct Affine {
@@ -55,14 +55,14 @@ static inline bool HasSmallSlopes(const float* slopes, size_t count) {
   return small;
 }
 
-// What becomes of a count in a projection with a shortcut:
+// The transform of a count in a projection with a shortcut:
 //
 //   prelu(count * multiplier + bias + shortcut, slope) [* scale + shift] [+ residual]
 //
 // A value plus a threshold is negative where the value is below minus the threshold, its sign limit: the comparison rounds
-// nothing, and is one step.
+// nothing and takes one instruction.
 //
-// One value a unit, and room for a multiple of the unit tile in these arrays and in all rows.
+// These arrays have one value per unit. They and all rows are padded to a multiple of the unit tile.
 struct Projection {
   const float* multiplier;
   const float* bias;
@@ -74,7 +74,7 @@ struct Projection {
 };
 
 // The first product of a feed-forward layer, `expansion` hidden units for each of `channels`, which are a multiple of the
-// hidden tile. Hidden unit (channel, e) stands at HiddenIndex in the constants and in the packed weights; its shortcut is
+// hidden tile. Hidden unit (channel, e) is at HiddenIndex in the constants and in the packed weights; its shortcut is
 // shortcuts[e * period + channel % period] of each row.
 struct Hidden {
   const uint32_t* weights;
@@ -86,7 +86,7 @@ struct Hidden {
   bool small_slopes;
 };
 
-// What becomes of the counts of a product of masks and values: prelu((count - offset) * scale + bias + query + shortcut,
+// The transform of the counts of a product of masks and values: prelu((count - offset) * scale + bias + query + shortcut,
 // slope), and its signs. Pointers are to the constants of the first unit.
 struct Context {
   const int32_t* offset;
@@ -108,18 +108,18 @@ struct CrossRow {
   const float* center;
   const float* zeros;         // a position outside
   const float* weights;       // center, vertical distances, horizontal distances: `channels` each
-  const float* row_edge;      // one a channel
-  const float* column_edges;  // one a position and channel
+  const float* row_edge;      // one value per channel
+  const float* column_edges;  // one value per position and channel
   bool residual;
 };
 
-// Bytes of counts come in blocks, one to a key.
+// Counts of bytes, one per key, come in blocks.
 constexpr size_t kBytesPerBlock = 64;
 
 // What decides which probabilities of a row are above a threshold: see ProbabilityLimit.
 struct Probabilities {
   static constexpr size_t kSize = 64;
-  static constexpr size_t kMostRows = 16;
+  static constexpr size_t kMaxRows = 16;
   const uint8_t* low;     // low bytes of exponentials of 16 bits, by how many more bits differ than in the row's best key
   const uint8_t* high;    // their high bytes
   const int32_t* bounds;  // by the same, below which sum of exponentials a probability is above the threshold; they fall
@@ -130,8 +130,8 @@ struct Probabilities {
 
 struct KernelSet {
   const char* name;
-  size_t unit_tile;    // units whose weights stand side by side
-  size_t word_group;   // words of one unit that stand side by side
+  size_t unit_tile;    // units whose weights are interleaved
+  size_t word_group;   // adjacent words of one unit
   size_t hidden_tile;  // the same of hidden units
   bool pushes_signs;   // how their signs are stored: see PositionOfHidden
   size_t row_tile;     // rows that go through a product together
@@ -169,7 +169,7 @@ struct KernelSet {
   void (*pack_at_most)(const int32_t* counts, int32_t limit, size_t words, uint32_t* bits);
   // Sets a bit for each of whole blocks of bytes that is below the limit.
   void (*pack_bytes_below)(const uint8_t* counts, uint8_t limit, size_t blocks, uint32_t* bits);
-  // The same for up to kMostRows rows of whole blocks, below the limit that the Probabilities give for each. Returns a bit
+  // The same for up to kMaxRows rows of whole blocks, below the limit that the Probabilities give for each. Returns a bit
   // for each row that they can't decide. Counts of missing keys become UINT8_MAX.
   uint32_t (*pack_probable)(uint8_t* counts, size_t rows, size_t blocks, const Probabilities&, uint32_t* masks);
   void (*cross)(const CrossRow&, float* output);
@@ -198,7 +198,7 @@ const char* KernelNames();
 // Rounds up to a multiple of the tile.
 static inline size_t RoundUp(size_t value, size_t tile) { return (value + tile - 1) / tile * tile; }
 
-// Where a word of a unit stands among packed ones, of `words` words a unit.
+// The index of a word of a unit among packed weights, of `words` words a unit.
 static inline size_t PackedIndex(size_t tile, size_t group, size_t words, size_t unit, size_t word) {
   return unit / tile * tile * RoundUp(words, group) + (word / group * tile + unit % tile) * group + word % group;
 }

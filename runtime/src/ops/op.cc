@@ -47,7 +47,7 @@ bool NodeView::Fail(const char* format, ...) const {
 }
 
 bool NodeView::FailForMemory() const {
-  return Fail("needs more memory than there is, or more than %zu MiB in one piece", kMostBufferBytes >> 20);
+  return Fail("needs more memory than there is, or more than %zu MiB in one piece", kMaxBufferBytes >> 20);
 }
 
 bool NodeView::CheckCounts(int inputs, int outputs) const {
@@ -85,7 +85,7 @@ bool NodeView::CheckRank(const litert::Tensor* tensor, const char* role, int ran
   return tensor->allocation != litert::kReadOnlyFile || CheckData(tensor, role);
 }
 
-// Hosts don't hold constants with sparsity to their shape, and take data from any place of a file.
+// Hosts check neither the size of sparse constants nor the alignment of data in the file.
 bool NodeView::CheckData(const litert::Tensor* tensor, const char* role) const {
   const size_t alignment = tensor->type == litert::kInt8 || tensor->type == litert::kBool ? 1 : 4;
   size_t size = alignment;

@@ -1,4 +1,4 @@
-// What an operator is, and what it sees of its node. Operators know nothing of delegates.
+// OpType, an operator, and NodeView, what it sees of its node. Operators don't know the delegate.
 #ifndef BINARYVIT_OPS_OP_H_
 #define BINARYVIT_OPS_OP_H_
 
@@ -28,7 +28,7 @@ struct GraphNode {
   int builtin_code;
 };
 
-// A node while it is prepared or run, or several that are run as one. Tensors may move when any is resized: ask for them
+// A node, or several nodes that run together, while they are prepared or run. Resizing a tensor may move others: read them
 // again.
 class NodeView {
  public:
@@ -42,38 +42,38 @@ class NodeView {
   NodeView At(size_t index) const { return {context_, nodes_ + index, 1, outputs_, &session, name_}; }
   bool IsOutput(int tensor) const;
 
-  // The tensor, or null for an optional one that is left out. CheckCounts comes first.
+  // The tensor, or null for an omitted optional one. Call CheckCounts first.
   const litert::Tensor* Input(int index) const { return TensorAt(InputIndex(index)); }
   litert::Tensor* Output(int index) const { return TensorAt(OutputIndex(index)); }
 
-  // Before CheckCounts: how many inputs and outputs the node lists, and whether one is a tensor of the model.
+  // These may come before CheckCounts.
   int InputCount() const { return nodes_->node.inputs ? nodes_->node.inputs->size : 0; }
   int OutputCount() const { return nodes_->node.outputs ? nodes_->node.outputs->size : 0; }
   bool HasInput(int index) const { return Input(index) != nullptr; }
 
-  // Which tensors of the model they are, and a tensor of the model, or null.
+  // Indices of tensors of the model, and the tensor at an index, or null.
   int InputIndex(int index) const { return nodes_->node.inputs->data[index]; }
   int OutputIndex(int index) const { return nodes_->node.outputs->data[index]; }
   litert::Tensor* TensorAt(int index) const;
 
-  // The operator, and parameters of a builtin one, or null.
+  // The operator's code, and the parameters of a builtin operator, or null.
   int BuiltinCode() const { return nodes_->builtin_code; }
   const void* BuiltinData() const { return nodes_->node.builtin_data; }
 
-  // Reports "name: message", as printf would write it, and returns false.
+  // Reports "name: message", formatted as by printf, and returns false.
   __attribute__((format(printf, 2, 3))) bool Fail(const char* format, ...) const;
 
-  // The same where a Buffer couldn't be had.
+  // The same if a Buffer can't be allocated.
   bool FailForMemory() const;
 
-  // Each of these is true, or reports what is wrong.
+  // Each of these returns true, or reports what is wrong.
   bool CheckCounts(int inputs, int outputs) const;
   bool CheckType(const litert::Tensor*, const char* role, litert::Type) const;
-  // This many dimensions of 1 or more; and where it is a constant, all the data that they promise. The type comes first.
+  // The tensor has `rank` dimensions of 1 or more, and a constant has all its data. Call CheckType first.
   bool CheckRank(const litert::Tensor*, const char* role, int rank) const;
   // A constant of this type and rank.
   bool CheckConstant(const litert::Tensor*, const char* role, litert::Type, int rank) const;
-  // The shape is this one.
+  // The tensor has this shape.
   bool CheckShape(const litert::Tensor*, const char* role, std::initializer_list<size_t> shape) const;
   // A constant of this type and shape.
   bool CheckTable(const litert::Tensor*, const char* role, litert::Type, std::initializer_list<size_t> shape) const;
@@ -97,12 +97,12 @@ class NodeView {
   const char* name_;
 };
 
-// An operator's entry points. `prepare` runs whenever shapes have changed, and before `invoke`. Of a builtin operator the
-// delegate takes the nodes that `claims` says; the host has the others.
+// An operator's entry points. `prepare` runs before `invoke`, and again when shapes change. The delegate replaces
+// the nodes of a builtin operator that `supports` accepts; the host runs the others.
 struct OpType {
   const char* name;
   int builtin_code;
-  bool (*claims)(const NodeView&);  // null for a custom operator, which has no other home
+  bool (*supports)(const NodeView&);  // null for a custom operator, which the host doesn't have
   void* (*create)();
   void (*destroy)(void* op);
   bool (*prepare)(void* op, const NodeView&, const Options&);
@@ -112,11 +112,11 @@ struct OpType {
 // Op has a constructor without arguments, bool Prepare(const NodeView&, const Options&) and bool Invoke(const NodeView&).
 template <typename Op>
 constexpr OpType MakeOpType(const char* name, int builtin_code = litert::kBuiltinCustom,
-                            bool (*claims)(const NodeView&) = nullptr) {
+                            bool (*supports)(const NodeView&) = nullptr) {
   return {
       name,
       builtin_code,
-      claims,
+      supports,
       []() -> void* {
         void* memory = std::malloc(sizeof(Op));
         return memory ? new (memory) Op() : nullptr;
@@ -132,10 +132,10 @@ constexpr OpType MakeOpType(const char* name, int builtin_code = litert::kBuilti
   };
 }
 
-// The same for a builtin operator; Op has static bool Claims(const NodeView&) as well, which reports nothing.
+// The same for a builtin operator. Op also has static bool Supports(const NodeView&), which reports nothing.
 template <typename Op>
 constexpr OpType MakeBuiltinOpType(const char* name, int builtin_code) {
-  return MakeOpType<Op>(name, builtin_code, Op::Claims);
+  return MakeOpType<Op>(name, builtin_code, Op::Supports);
 }
 
 extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
@@ -146,7 +146,7 @@ static inline bool IsFloat(const litert::Tensor* tensor) {
   return tensor && tensor->dims && tensor->type == litert::kFloat32;
 }
 
-// Product of dims[first] to dims[last - 1]; of none, 1. Shapes of tensors that the host has allocated don't overflow.
+// The product of dims[first] to dims[last - 1], which doesn't overflow for tensors that the host has allocated.
 static inline size_t Product(const litert::IntArray& dims, int first, int last) {
   size_t product = 1;
   for (int i = first; i < last; ++i) product *= static_cast<size_t>(dims.data[i]);

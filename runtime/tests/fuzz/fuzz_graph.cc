@@ -5,7 +5,7 @@
 //
 //   u8 kernel set   u8 threads   u8 switches (see Switches)
 //   u8 count of tensors, and for each of them u8 constant, and a tensor (see Host::AddTensor)
-//   u16 tensors that are outputs of the graph, one a bit
+//   u16 tensors that are outputs of the graph, one per bit
 //   u8 count of nodes, and for each of them
 //       u8 operator
 //       u8 whether it has builtin data, and then i32 for each field
@@ -21,7 +21,7 @@ namespace {
 using namespace binaryvit::fuzz;
 using namespace binaryvit::litert;
 
-constexpr size_t kMostTensors = 12, kMostNodes = 8, kMostInputs = 6, kMostOutputs = 2;
+constexpr size_t kMaxTensors = 12, kMaxNodes = 8, kMaxInputs = 6, kMaxOutputs = 2;
 
 struct Operator {
   int builtin_code;
@@ -59,7 +59,7 @@ std::vector<int> Indices(Bytes& bytes, size_t most) {
 std::string RunBytes(const uint8_t* data, size_t size) {
   Bytes bytes(data, size);
   Host host{Settings(bytes)};
-  const size_t tensors = bytes.Choice(kMostTensors + 1);
+  const size_t tensors = bytes.Choice(kMaxTensors + 1);
   for (size_t i = 0; i < tensors; ++i) {
     const bool is_constant = bytes.Choice(2) != 0;
     host.AddTensor(bytes, is_constant, kGraphContents);
@@ -68,13 +68,13 @@ std::string RunBytes(const uint8_t* data, size_t size) {
   for (int i = 0; i < 16; ++i) {
     if (outputs >> i & 1) host.AddOutput(i);
   }
-  const size_t nodes = bytes.Choice(kMostNodes + 1);
+  const size_t nodes = bytes.Choice(kMaxNodes + 1);
   for (size_t i = 0; i < nodes; ++i) {
     const Operator& op = kOperators[bytes.Choice(std::size(kOperators))];
     const bool has_data = bytes.Choice(2) != 0;
     const std::string builtin_data = has_data ? BuiltinData(bytes, op) : "";
-    const std::vector<int> inputs = Indices(bytes, kMostInputs);
-    host.AddNode(op.builtin_code, op.name, inputs, Indices(bytes, kMostOutputs), "", has_data ? &builtin_data : nullptr);
+    const std::vector<int> inputs = Indices(bytes, kMaxInputs);
+    host.AddNode(op.builtin_code, op.name, inputs, Indices(bytes, kMaxOutputs), "", has_data ? &builtin_data : nullptr);
   }
   host.Run(bytes);
   return host.Outcome();

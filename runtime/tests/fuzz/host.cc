@@ -14,8 +14,8 @@ namespace {
 using namespace litert;
 
 // A host's own memory would be used up, or the time, where these don't hold.
-constexpr size_t kMostConstantBytes = size_t{1} << 20, kMostComputedBytes = size_t{1} << 18;
-constexpr size_t kMostWork = size_t{1} << 23;
+constexpr size_t kMaxConstantBytes = size_t{1} << 20, kMaxComputedBytes = size_t{1} << 18;
+constexpr size_t kMaxWork = size_t{1} << 23;
 constexpr size_t kSlowBytes = size_t{1} << 22, kHopelessBytes = size_t{1} << 33;
 
 constexpr int kArena = 2;  // kTfLiteArenaRw
@@ -96,7 +96,7 @@ int Host::AddTensor(Bytes& bytes, bool is_constant, size_t contents) {
   if (is_constant) {
     // Like a file's: its bytes are those of the shape or, with sparsity, any number.
     size_t size = 0;
-    if (!BytesOf(tensor, &size) || size > kMostConstantBytes) size = 64;
+    if (!BytesOf(tensor, &size) || size > kMaxConstantBytes) size = 64;
     const int64_t actual = static_cast<int64_t>(size) + more;
     tensor.bytes = actual > 0 ? static_cast<size_t>(actual) : 0;
     tensor.data = own.data.Allocate(tensor.bytes, offset);
@@ -339,7 +339,7 @@ bool Host::Allocate() {
     if (!tensor) continue;
     tensor->data = nullptr;
     if (own_[i].is_given && needed.count(static_cast<int>(i)) == 0) continue;
-    if (!BytesOf(*tensor, &tensor->bytes) || tensor->bytes > kMostComputedBytes) return false;
+    if (!BytesOf(*tensor, &tensor->bytes) || tensor->bytes > kMaxComputedBytes) return false;
     tensor->data = own_[i].data.Allocate(tensor->bytes);
     Fill(tensor, own_[i].content);
   }
@@ -375,9 +375,9 @@ bool Host::IsCheap() const {
     (tensor.allocation == kReadOnlyFile ? constant : computed) += tensor.bytes / 4;
     if (tensor.dims->size != 4) continue;
     const size_t positions = static_cast<size_t>(tensor.dims->data[1]) * static_cast<size_t>(tensor.dims->data[2]);
-    if (tensor.allocation != kReadOnlyFile && positions * tensor.bytes / 4 > kMostWork / 4) return false;
+    if (tensor.allocation != kReadOnlyFile && positions * tensor.bytes / 4 > kMaxWork / 4) return false;
   }
-  return computed * constant <= kMostWork;
+  return computed * constant <= kMaxWork;
 }
 
 bool Host::PrepareAndInvoke(bool twice) {

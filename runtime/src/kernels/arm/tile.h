@@ -50,7 +50,7 @@ template <typename Sum>
 struct ArmTile {
   static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
   static constexpr int kRows = 4, kBlocks = 1;
-  static constexpr size_t kInterleavedSize = kLanes;  // loads that fill a vector take time of the arithmetic
+  static constexpr size_t kInterleavedSize = kLanes;  // a load that fills a vector takes time from the arithmetic
   static constexpr bool kPushesSigns = true, kUnrollsWords = false;
 
   static void StoreInterleaved(uint32_t* to, uint32_t word) { vst1q_u32(to, vdupq_n_u32(word)); }
@@ -67,7 +67,7 @@ struct ArmTile {
     if constexpr (interleaved) {
       if (constant_words > 0) {
         words = constant_words;
-        asm volatile("" : "+r"(activations));  // or the compiler would keep all in registers that there aren't
+        asm volatile("" : "+r"(activations));  // or the compiler would keep them in more registers than there are
       }
       AddInterleaved<vectors, true>(activations, weights, parts);
       for (size_t pair = 1; pair < words / 2; ++pair) {
@@ -210,7 +210,7 @@ struct ArmIsa {
     }
     *least = vminvq_u8(minimum);
     minimum = vdupq_n_u8(*least);
-    // TBL gives 0 for an index beyond the table; so do its last entries, or all that is there.
+    // TBL gives 0 for an index beyond the table, as do the table's last entries.
     const uint8x16x4_t low = vld1q_u8_x4(table.low), high = vld1q_u8_x4(table.high);
     uint32x4_t low_sum = vdupq_n_u32(0), high_sum = vdupq_n_u32(0);
     for (; blocks > 0; --blocks, counts += kBytesPerBlock) {

@@ -1,4 +1,4 @@
-// What has no product of bits in it: signs of values, crosses over a map, means over squares, sums and products of reals.
+// The kernels without products of bits: signs of values, crosses over a map, means over squares, sums and products of reals.
 #ifndef BINARYVIT_KERNELS_GENERIC_ELEMENTWISE_H_
 #define BINARYVIT_KERNELS_GENERIC_ELEMENTWISE_H_
 
@@ -73,7 +73,7 @@ void PackAtMost(const int32_t* counts, int32_t limit, size_t words, uint32_t* bi
   PackWords<Isa>(words, bits, [&](size_t i) BINARYVIT_INLINE { return Simd::Less(Simd::Load(counts + i), above); });
 }
 
-// A vector of one value, for what follows the last whole vector. It has a type for each Simd, so that code for one
+// A vector of one value, for the values after the last whole vector. There is a type for each Simd, so that code for one
 // instruction set isn't linked into another.
 template <typename Simd>
 struct OneLane {
@@ -167,8 +167,8 @@ void DotEightsAll(const float* values, const float* factors, float* sums, size_t
   });
 }
 
-// `count` positions from x on, all channels of them: they share weights and the neighbours to the left and right. Where
-// they lie inside, all neighbours exist and the column edges are equal.
+// `count` positions from x on, all channels of them: they share weights and the neighbors to the left and right. Where
+// they lie inside, all neighbors exist and the column edges are equal.
 template <typename Simd, int reach, int count, bool inside>
 void CrossPositions(const CrossRow& shared, size_t x, float* output) {
   const CrossRow row = shared;  // nothing that is stored can change it

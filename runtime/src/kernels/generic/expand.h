@@ -68,7 +68,7 @@ inline BINARYVIT_INLINE void ExpandUnits(const uint32_t* activations, size_t str
         to[v] = Simd::Load(table + constant * Tile::kHiddenUnits + v * Simd::kLanes);
       });
     };
-    // In two steps, which need few constants at a time, and in which all rows' chains of operations overlap.
+    // Two steps: each needs few constants at a time, and all rows' chains of operations overlap.
     Float multiplier[vectors], bias[vectors], slope[vectors], limit[vectors], x[rows][vectors];
     load(0, multiplier), load(1, bias);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
@@ -181,7 +181,7 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
   const size_t whole = rows.count / height;
 
   constexpr bool interleaves = Tile::kInterleavedSize > 0 && constant_words > 0;
-  alignas(kAlignment) uint32_t interleaved[kMostInterleavedWords * Tile::kInterleavedSize + 1];
+  alignas(kAlignment) uint32_t interleaved[kMaxInterleavedWords * Tile::kInterleavedSize + 1];
   const size_t stride = interleaves ? hidden.words * Tile::kInterleavedSize : rows.stride;
   const Rows whole_rows = {interleaves ? interleaved : rows.data, stride, whole};
   if constexpr (interleaves) Interleave<Isa>(rows, hidden.words, interleaved);
@@ -205,7 +205,7 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
     };
     ExpandedRows to = rows_from(0, whole_rows);
     ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, to, whole);
-    // Tiles of fewer rows are few: code for them needn't be there for each number of words.
+    // Tiles of fewer rows are rare, so they get no code for each number of words.
     if constexpr (height > 1) {
       const size_t first = whole * height;
       const Rows rest = {rows.data + first * rows.stride, rows.stride, rows.count - first};

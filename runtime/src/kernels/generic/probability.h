@@ -12,7 +12,7 @@ template <typename Isa>
 uint32_t PackProbable(uint8_t* counts, size_t rows, size_t blocks, const Probabilities& shared, uint32_t* masks) {
   const Probabilities table = shared;  // nothing that is stored can change it
   using Simd = typename Isa::Simd;
-  constexpr size_t most = Probabilities::kMostRows;
+  constexpr size_t most = Probabilities::kMaxRows;
   const size_t row_of_counts = blocks * kBytesPerBlock, row_of_masks = row_of_counts / kBitsPerWord;
   uint64_t missing[kBytesPerBlock / sizeof(uint64_t)], last[kBytesPerBlock / sizeof(uint64_t)];
   std::memcpy(missing, table.missing_keys, sizeof missing);

@@ -1,5 +1,5 @@
-// Products of bits in terms of a processor's vectors: they cover rows and units with tiles, and what becomes of the counts is
-// computed while they are in registers.
+// Products of bits in terms of a processor's vectors. Tiles cover rows and units, and the counts of a tile are transformed
+// while they are in registers.
 #ifndef BINARYVIT_KERNELS_GENERIC_PRODUCT_H_
 #define BINARYVIT_KERNELS_GENERIC_PRODUCT_H_
 
@@ -14,7 +14,7 @@
 namespace binaryvit {
 
 // Calls body(0) to body(count - 1), each inlined with its constant: compilers keep an array in registers only if its indices
-// are constants early on.
+// are constants early.
 template <typename Body, int... i>
 inline BINARYVIT_INLINE void UnrollSequence(const Body& body, std::integer_sequence<int, i...>) {
   (body(i), ...);
@@ -67,14 +67,14 @@ inline BINARYVIT_INLINE typename Simd::Float Prelu(typename Simd::Float x, typen
   }
 }
 
-// Calls body with std::true_type or std::false_type for that.
+// Calls body with std::true_type or std::false_type for `small_slopes`.
 template <typename Body>
 inline BINARYVIT_INLINE void ForSlopes(bool small_slopes, const Body& body) {
   small_slopes ? body(std::true_type()) : body(std::false_type());
 }
 
 // An output takes the counts of a tile. At(unit) gives a column with the constants of the units of a vector, whose
-// Store(place, i, counts) computes what belongs i values behind a place; target.At(row, unit) gives the place.
+// Store(place, i, counts) computes the value i places after a place; target.At(row, unit) gives the place.
 
 template <typename T>
 struct Target {
@@ -235,18 +235,18 @@ struct ContextOutput {
 //                     Simd::Int (&counts)[rows][vectors]);
 //
 // for kRows and all smaller powers of two, for the vectors of 1 and kBlocks blocks of kUnits units and of kHiddenUnits units;
-// where `constant_words` isn't 0, it is the number of words. Where kInterleavedSize isn't 0, kRows rows may have come
-// through Interleave, which StoreInterleaved(to, word) does for a word. StoreBytes(to, counts) writes the counts of a tile's row as bytes. StoreMasks(masks, bits, i) sets
-// the bits from i on, of the values of a tile's row, of hidden units or of a word, one after the other. PackBytesBelow is
-// that of KernelSet; SumExponentials gives the least of the counts, and the sum of the Probabilities' exponentials for
-// each count less the least, where that is in the table, else of the last one.
+// where `constant_words` isn't 0, it is the number of words. If kInterleavedSize isn't 0, kRows rows may be
+// interleaved; StoreInterleaved(to, word) writes one word of them. StoreBytes(to, counts) writes the counts of a tile's row
+// as bytes. StoreMasks(masks, bits, i) sets the bits from i on, in order, for the values of a tile's row, of hidden units
+// or of a word. PackBytesBelow is that of KernelSet. SumExponentials gives the least of the counts, and the sum of the
+// Probabilities' exponentials for each count minus the least; beyond the table, it uses the table's last entry.
 
-// Interleaved are, of every kRows rows, the first word of each row, then the second word of each row and so on, each as
-// kInterleavedSize words that the tile's loop needs. A few rows at a time.
-constexpr size_t kMostInterleavedWords = 1024;
+// Interleaves every kRows rows: the first word of each row, then the second word of each row and so on, each as
+// kInterleavedSize words, as the tile's loop needs them. Only a few rows fit at a time.
+constexpr size_t kMaxInterleavedWords = 1024;
 template <typename Isa>
 bool CanInterleave(const Rows& rows, size_t words) {
-  return words % 2 == 0 && rows.count * words <= kMostInterleavedWords;
+  return words % 2 == 0 && rows.count * words <= kMaxInterleavedWords;
 }
 
 template <typename Isa>
@@ -297,7 +297,7 @@ inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t strid
   }
 }
 
-// Where a block has more units than there are, and rows have no room for them, the tile writes beside, and the rest is
+// For a block with more units than rows have room for: the tile writes to a buffer, from which the existing units are
 // copied.
 template <typename Isa, int rows, int blocks, typename Output>
 __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t stride, const uint32_t* weights, size_t words,
@@ -313,7 +313,7 @@ __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t strid
   }
 }
 
-// Weights of a block stay in the first cache while all rows pass. `interleaved` are the rows once more, or null.
+// Weights of a block stay in the first cache while all rows pass. `interleaved` is a copy of the rows, or null.
 template <typename Isa, int blocks, int constant_words, typename Output>
 void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_t* weights, size_t words,
                     const Output& shared, size_t unit, size_t units) {
@@ -330,7 +330,7 @@ void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_
   ForRowTiles<most>(rows.count - done, [&](size_t row, auto height) BINARYVIT_INLINE {
     row += done;
     const uint32_t* activations = rows.data + row * rows.stride;
-    if (fits) {  // the smaller tiles are few
+    if (fits) {  // smaller tiles are rare
       constexpr int words_of_tile = height == most ? constant_words : 0;
       StoreTile<Isa, height, blocks, words_of_tile, false>(activations, rows.stride, weights, words, output, row, unit);
     } else if constexpr (!padded) {
@@ -339,7 +339,7 @@ void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_
   });
 }
 
-// Calls body with an integral constant: the number of words where it is one of those that code is unrolled for, or 0.
+// Calls body with an integral constant: the number of words if code is unrolled for it, else 0.
 template <typename Body>
 inline BINARYVIT_INLINE void ForWords(size_t words, const Body& body) {
   switch (words) {  // those of 64, 128, 256 and 512 channels
@@ -360,7 +360,7 @@ template <typename Isa, int constant_words, typename Output>
 void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& output) {
   using Tile = typename Isa::Tile;
   constexpr int blocks = constant_words > 0 ? 1 : Tile::kBlocks;
-  alignas(kAlignment) uint32_t interleaved[kMostInterleavedWords * Tile::kInterleavedSize + 1];
+  alignas(kAlignment) uint32_t interleaved[kMaxInterleavedWords * Tile::kInterleavedSize + 1];
   const uint32_t* copy = nullptr;
   if constexpr (Tile::kInterleavedSize > 0) {
     if (CanInterleave<Isa>(rows, weights.words)) {

@@ -1,6 +1,6 @@
 // The reference: what every other kernel set is tested against.
 //
-// Products are loops of their own; what is built on them shares the loops of the vectorised sets, with vectors of one value.
+// Products are loops of their own; all other kernels share the loops of the vectorized sets, with vectors of one value.
 #include <cmath>
 
 #include "kernels/generic/make_kernel_set.h"

@@ -8,7 +8,7 @@ namespace binaryvit {
 namespace {
 
 constexpr size_t kLanes = 8;
-constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits a byte
+constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits per byte
 
 struct Simd {
   using Float = __m256;
@@ -126,7 +126,7 @@ struct Isa {
   }
 
   static void StoreBytes(uint8_t* to, const __m256i (&counts)[2]) {
-    const __m256i halves = _mm256_packs_epi32(counts[0], counts[1]);  // each of four counts of the one, four of the other
+    const __m256i halves = _mm256_packs_epi32(counts[0], counts[1]);  // each half: four counts of one, four of the other
     const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0)));
   }

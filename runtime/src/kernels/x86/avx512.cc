@@ -56,8 +56,8 @@ struct Tile {
     });
     if (constant_words > 0) words = constant_words;
     for (size_t word = 0; word < words; ++word) {
-      // Of one vector only, activations are operands in memory. As seen by the compiler they may have changed, or it would
-      // keep all of them in registers that there aren't.
+      // With one vector, activations are operands in memory. The compiler must think that they changed, or it would keep
+      // them in more registers than there are.
       if (constant_words > 0 && vectors == 1) asm volatile("" : "+r"(activations));
       __m512i weight[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {

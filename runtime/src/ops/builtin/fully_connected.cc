@@ -1,7 +1,6 @@
-// LiteRT's FULLY_CONNECTED with computed weights: the product of two activations, which is what an attention of LCE's graphs
-// is made of. Operands of a binary network hold two values each, +-1 or 0 and a constant. What that says of a product
-// can't be read off the graph, so it is looked for in the data: rows that hold two values are packed into bits and multiplied
-// as those, all others as real numbers.
+// LiteRT's FULLY_CONNECTED with computed weights: the product of two activations, as in an attention of LCE's graphs.
+// In a binary network each operand holds two values: +-1, or 0 and a constant. The graph doesn't say so, so the operator
+// checks the data: it packs rows that hold two values into bits and multiplies those. It multiplies all others as floats.
 //
 // With rows of {a, b} and weights of {c, d}, p and q how many of a row's and a unit's `depth` values are b and d, and n in how
 // many places the bits differ, both are b and d in (p + q - n) / 2 places. So the product is
@@ -85,7 +84,7 @@ void MultiplyUnits(const float* values, const float* weights, size_t rows, size_
 }
 
 struct FullyConnected {
-  static bool Claims(const NodeView& node);
+  static bool Supports(const NodeView& node);
   bool Prepare(const NodeView& node, const Options&);
   bool Invoke(const NodeView& node);
 
@@ -127,8 +126,8 @@ bool HasNoZero(const litert::IntArray& dims) {
   return true;
 }
 
-// What it doesn't claim is LiteRT's: constant weights, which XNNPACK packs once, other types, other activations.
-bool FullyConnected::Claims(const NodeView& node) {
+// LiteRT keeps constant weights, which XNNPACK packs once, other types and other activations.
+bool FullyConnected::Supports(const NodeView& node) {
   const auto* params = static_cast<const litert::FullyConnectedParams*>(node.BuiltinData());
   const int inputs = node.InputCount();
   if (!params || params->weights_format != 0 || params->activation < litert::kNoActivation ||
@@ -194,13 +193,13 @@ bool FullyConnected::Reserve(const NodeView& node) {
   const KernelSet& kernels = *node.session.kernels;
   const auto threads = static_cast<size_t>(node.session.pool.threads());
   rows_per_task = kRowsPerTask;
-  if (threads > 1) {  // some tasks for each thread, so that none waits long for another
+  if (threads > 1) {  // several tasks per thread, so that none waits long for another
     const size_t share = RoundUp(rows / (4 * threads) + 1, kRowAlignment);
     if (share < rows_per_task) rows_per_task = share;
   }
   while (rows_per_task > kRowAlignment && rows_per_task * Words() > kScratchWords) rows_per_task /= 2;
 
-  // A word more in each stream: rows are cut out two words at a time.
+  // Each stream has one more word, because rows are extracted two words at a time.
   const size_t tiled = RoundUp(units, kernels.unit_tile);
   if (!unit_stream.Resize(IsWhole() ? 0 : WordsFor(units * depth) + 1) || !unit_bits.Resize(units * Words()) ||
       !packed.Resize(PackedWords(units, Words(), kernels.unit_tile, kernels.word_group)) ||
@@ -222,7 +221,7 @@ bool FullyConnected::Prepare(const NodeView& node, const Options&) {
   return Reserve(node) || node.FailForMemory();
 }
 
-// Bits of `count` rows, the last word of each filled up with zeros.
+// Bits of `count` rows, the last word of each padded with zeros.
 void FullyConnected::Pack(const KernelSet& kernels, const float* values, size_t count, Pair pair, uint32_t* stream,
                           uint32_t* bits) const {
   float limits[kChunk];
@@ -316,7 +315,7 @@ bool FullyConnected::Invoke(const NodeView& node) {
   return true;
 }
 
-// Adds the term of each row's bits, where there are some, and the bias, and applies the activation.
+// Adds the term of each row's bits and the bias, if any, and applies the activation.
 void FullyConnected::Finish(size_t count, const uint32_t* bits, const float* bias, float* output) const {
   for (size_t row = 0; row < count && (bits || bias); ++row) {
     float* to = output + row * units;
@@ -327,7 +326,7 @@ void FullyConnected::Finish(size_t count, const uint32_t* bits, const float* bia
     for (size_t unit = 0; bias && unit < units; ++unit) to[unit] += bias[unit];
   }
   if (low == -high && std::isinf(high)) return;
-  // As LiteRT's: a NaN stays one.
+  // As in LiteRT, a NaN stays a NaN.
   for (size_t i = 0; i < count * units; ++i) {
     const float x = output[i] < low ? low : output[i];
     output[i] = x > high ? high : x;

@@ -1,9 +1,9 @@
 // What LiteRT's operators do to each position of a map by itself, from one convolution to the next: shortcuts, shifts and
-// slopes, an expansion's TILE and its mean, signs. One after the other each of them goes through the whole map, which is
-// larger than the caches; here a subset of nodes goes through it together, a few positions at a time.
+// slopes, an expansion's TILE and its mean, signs. LiteRT runs each of them over the whole map, which is larger than
+// the caches. This operator runs a subset of nodes over the map together, a few positions at a time.
 //
-// Sums, products and slopes are rounded as LiteRT's are. XNNPACK fuses the multiply-adds of convolutions, and multiplies by
-// zeros, too, which makes a NaN of an infinity; these don't.
+// Sums, products and slopes are rounded as in LiteRT. XNNPACK fuses the multiply-adds of convolutions, and multiplies by
+// zeros, which turns an infinity into a NaN; this operator does neither.
 #include <cmath>
 #include <cstring>
 
@@ -13,12 +13,12 @@
 namespace binaryvit {
 namespace {
 
-constexpr size_t kBlockValues = 4096;  // of the widest value in a block of rows: some of them fit the first cache
-constexpr size_t kMostRows = 64;
-constexpr size_t kSpread = 64;  // a single number, side by side
-constexpr int kMostPasses = 16;  // through all values, for a place in scratch memory
+constexpr size_t kBlockValues = 4096;  // of the widest value in a block of rows; several fit in the first cache
+constexpr size_t kMaxRows = 64;
+constexpr size_t kSpread = 64;  // copies of a single number
+constexpr int kMaxPasses = 16;  // through all values, for a place in scratch memory
 constexpr int kNone = -1;
-constexpr size_t kMostDot = 8;  // channels of a unit for which there is a kernel
+constexpr size_t kMaxDot = 8;  // channels of a unit for which there is a kernel
 
 // Rows of values, or of words. Those that only this subset needs are in scratch memory, a block of rows at a time.
 struct Value {
@@ -45,11 +45,11 @@ struct Step {
   size_t spans;  // index of the first unit's
   void (*dot)(const float* values, const float* factors, float* sums, size_t count);  // where spans are alike, or null
   size_t filter;  // for `dot`: index in the filters
-  bool skipped;  // another step does it
+  bool skipped;  // fused into another step
 };
 
 struct Pointwise {
-  static bool Claims(const NodeView& node) {
+  static bool Supports(const NodeView& node) {
     Action action;
     return Describe(node, &action);
   }
@@ -103,10 +103,10 @@ int Pointwise::ValueOf(const NodeView& node, int input, size_t rows, size_t widt
   return NewValue(tensor, rows, width, false, false);
 }
 
-// Where each unit sees the next four channels, or the next eight, there is a kernel, for which filters stand side by side.
+// There is a kernel for units that each read the next four or eight channels. It needs the filters next to each other.
 void Pointwise::ChooseDot(const KernelSet& kernels, const float* filter, const Action& action, Step* step) {
   const size_t size = action.channels / action.width;
-  if ((size != 4 && size != kMostDot) || action.channels % action.width != 0) return;
+  if ((size != 4 && size != kMaxDot) || action.channels % action.width != 0) return;
   for (size_t unit = 0; unit < action.width; ++unit) {
     const Span& span = spans[step->spans + unit];
     if (span.count != size || span.first != unit * size) return;
@@ -189,7 +189,7 @@ Step* Pointwise::StepOf(int value) {
   return nullptr;
 }
 
-// Pairs of steps that need no value between them.
+// Fuses pairs of steps, which need no value in between.
 void Pointwise::Fuse() {
   for (size_t i = 0; i < step_count; ++i) {
     for (const int value : {steps[i].first, steps[i].second, steps[i].third, steps[i].slope}) {
@@ -225,7 +225,7 @@ void Pointwise::Fuse() {
   }
 }
 
-// Gives values in scratch memory places that are free once their last step has run.
+// Places values in scratch memory. A place is free again after the last step that reads it.
 bool Pointwise::PlaceValues(const NodeView& node) {
   size_t widest = 1;
   for (size_t i = 0; i < step_count; ++i) {
@@ -238,17 +238,17 @@ bool Pointwise::PlaceValues(const NodeView& node) {
     }
   }
   block_rows = kBlockValues / widest;
-  block_rows = block_rows < 1 ? 1 : block_rows > kMostRows ? kMostRows : block_rows;
+  block_rows = block_rows < 1 ? 1 : block_rows > kMaxRows ? kMaxRows : block_rows;
 
   scratch_size = 0;
   for (size_t i = 0; i < step_count; ++i) {
     if (steps[i].skipped || !values[Index(steps[i].output)].in_scratch) continue;
     Value& value = values[Index(steps[i].output)];
     const size_t size = RoundUp(block_rows * value.width, kAlignment / sizeof(float));
-    // The first place that no value in use overlaps; or behind all, where a graph has so many that this takes long to find.
+    // The first place that no value in use overlaps, or the end of the memory if that takes too many passes to find.
     value.offset = 0;
     bool moved = true;
-    for (int pass = 0; moved && pass < kMostPasses; ++pass) {
+    for (int pass = 0; moved && pass < kMaxPasses; ++pass) {
       moved = false;
       for (size_t j = 0; j < i; ++j) {
         const Value& other = values[Index(steps[j].output)];
@@ -278,7 +278,7 @@ bool Pointwise::Prepare(const NodeView& node, const Options&) {
     }
   }
   if (!values.Resize(most_values) || !steps.Resize(most_values) || !spans.Resize(most_spans) ||
-      !filters.Resize(kMostDot * most_spans)) {
+      !filters.Resize(kMaxDot * most_spans)) {
     return node.FailForMemory();
   }
   value_count = step_count = span_count = filter_size = 0;
@@ -435,7 +435,7 @@ void Pointwise::ResolveTensors(const NodeView& node) {
 
 bool Pointwise::Invoke(const NodeView& node) {
   ResolveTensors(node);
-  // Steps with the same number of rows need one another alone, and go through them together.
+  // Steps with the same number of rows depend only on each other, and run together.
   for (size_t begin = 0; begin < step_count; ++begin) {
     const size_t rows = values[Index(steps[begin].output)].rows;
     bool done = false;

@@ -14,7 +14,7 @@ Span SpanOf(const float* filter, size_t unit, size_t units, size_t group_channel
 
 namespace {
 
-// A constant with all the data that its shape promises.
+// A constant that has all the data of its shape.
 bool IsConstant(const litert::Tensor* tensor, litert::Type type) {
   if (!tensor || !tensor->dims || tensor->type != type || tensor->allocation != litert::kReadOnlyFile) return false;
   size_t bytes = 4;

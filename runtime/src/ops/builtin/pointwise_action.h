@@ -1,4 +1,4 @@
-// Action: what a builtin node does to each position of a map, and which nodes do nothing else.
+// Action: what a builtin node does to each position of a map by itself.
 #ifndef BINARYVIT_OPS_BUILTIN_POINTWISE_ACTION_H_
 #define BINARYVIT_OPS_BUILTIN_POINTWISE_ACTION_H_
 
@@ -28,7 +28,7 @@ Span SpanOf(const float* filter, size_t unit, size_t units, size_t group_channel
 
 static inline size_t Elements(const litert::Tensor& tensor) { return Product(*tensor.dims, 0, tensor.dims->size); }
 
-// Whether this is a node that some action describes, and which.
+// Sets the action of a node. False if the node does anything else.
 bool Describe(const NodeView& node, Action* action);
 
 }  // namespace binaryvit

@@ -1,5 +1,5 @@
-// BinaryVitAttention: a whole self-attention of signs. Keys and values come first; then a few queries at a time pass from the
-// input to the output, so that nothing of theirs leaves the cache.
+// BinaryVitAttention: a whole binary self-attention. It computes keys and values first, and then a few queries at a time from
+// the input to the output, so that their values stay in the cache.
 //
 // A row of the binary attention is a mask of bits, by ProbabilityLimit, and a value a column of bits: with a in {0, 1} and
 // v = +-1, the sum of a * v is the number of bits in which mask and column differ, less the column's own number of bits.
@@ -32,7 +32,7 @@ struct Attention {
   bool CopyLimitsByHead(const float* thresholds, Buffer<float>* limits) const;
   bool PackProjection(const NodeView& node, Kernel kernel);
 
-  // Inside, heads begin at whole words: `Width` channels, of which some don't exist where HeadDim is no multiple of 32.
+  // Inside, each head begins at a whole word. `Width` includes padding if head_dim isn't a multiple of 32.
   size_t HeadWidth() const { return PaddedWidth(head_dim); }
   size_t HeadWords() const { return WordsFor(head_dim); }
   size_t Width() const { return heads * HeadWidth(); }
@@ -40,7 +40,7 @@ struct Attention {
   size_t Queries() const { return height * width; }
   size_t KeyWords() const { return WordsFor(key_count); }
   size_t KeyBlocks() const { return (key_count + kBytesPerBlock - 1) / kBytesPerBlock; }
-  size_t MaskWords() const { return KeyBlocks() * kBytesPerBlock / kBitsPerWord; }  // of room
+  size_t MaskWords() const { return KeyBlocks() * kBytesPerBlock / kBitsPerWord; }  // allocated
   bool IsPadded() const { return head_dim != HeadWidth(); }
   void PadRows(const float* from, size_t count, float* to) const {
     CopyRows(from, head_dim, head_dim, count * heads, to, HeadWidth());
@@ -60,7 +60,7 @@ struct Attention {
   bool small_context_slopes = false;
   ProbabilityLimit limit;
 
-  // Of the image at hand.
+  // Of the current image.
   Buffer<float> shortcuts;      // key + value of each position of the keys
   Buffer<uint32_t> key_bits;    // of each position
   Buffer<uint32_t> value_bits;  // the same
@@ -260,7 +260,7 @@ void Attention::ComputeKeys(const KernelSet& kernels, const float* x, size_t fir
   }
   projections[kKey].Run(kernels, rows, source, nullptr, key, Width(), {key_bits.data() + first * Words(), Words()});
   pack(kValue);
-  // Of the value itself only the bits are needed.
+  // Only the bits of the value itself are needed.
   projections[kValue].Run(kernels, rows, source, key, shortcuts.data() + first * Width(), Width(),
                           {value_bits.data() + first * Words(), Words()});
 }
@@ -307,7 +307,7 @@ void Attention::PackHead(const KernelSet& kernels, size_t head) {
 // The rows of a head's binary attention, for `count` queries whose bits are in `signs`.
 void Attention::ComputeMasks(const KernelSet& kernels, size_t head, size_t count, int thread) {
   Scratch& own = scratch[thread];
-  // Whole tiles of keys: some don't exist.
+  // Whole tiles of keys, including padding.
   const Weights head_keys = {keys.data() + head * key_stride, RoundUp(key_count, kernels.unit_tile), HeadWords()};
   const Rows queries = {own.signs.data() + head * HeadWords(), Words(), count};
   const size_t row_of_counts = KeyBlocks() * kBytesPerBlock;

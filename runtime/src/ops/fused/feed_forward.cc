@@ -1,5 +1,5 @@
 // BinaryVitFeedForward: both products of a feed-forward layer for a few positions at a time, so that the hidden units' bits
-// never leave the first cache, and their values not even the registers.
+// never leave the first cache, and their values never leave the registers.
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -38,7 +38,7 @@ struct FeedForward {
   PackedProjection reduce;
 
   // For each thread kRowsPerTask rows of
-  Buffer<float> padded;  // values that the tensors have no room for: x, the residual, the output
+  Buffer<float> padded;  // x, the residual and the output, where channels are padded
   Buffer<float> scaled, shortcuts, means;
   Buffer<float> interleaved;  // one row of shortcuts for each thread
   Buffer<uint32_t> bits, hidden_bits;
@@ -90,7 +90,7 @@ bool FeedForward::PackExpansion(const NodeView& node) {
     for (size_t e = 0; e < expansion; ++e) {
       const size_t index = HiddenIndex(tile, expansion, channel, e), unit = channel * expansion + e;
       float* constants = hidden_table.data() + index / tile * 4 * tile + index % tile;
-      if (channel >= channels) {  // no such unit: a limit that sets no bit
+      if (channel >= channels) {  // padding: a limit that sets no bit
         constants[3 * tile] = -std::numeric_limits<float>::infinity();
         continue;
       }

@@ -1,4 +1,4 @@
-// BinaryVitPatchMerging: a binary 2x2 convolution of stride 2 with its shortcut, a row of the output at a time.
+// BinaryVitPatchMerging: a binary 2x2 convolution of stride 2 with its shortcut, one row of the output at a time.
 #include "ops/fused/projection.h"
 #include "ops/op.h"
 

@@ -22,7 +22,7 @@ bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
     table_[d] = static_cast<uint8_t>(units);
     table_[size + d] = static_cast<uint8_t>(units >> 8);
   }
-  // The table's last entry stands for all that would follow it.
+  // The table's last entry is used for all larger numbers.
   takes_bytes_ = threshold > 0 && head_dim < UINT8_MAX && (values < size || table_[size - 1] + table_[2 * size - 1] == 0);
 
   // No sum is less than a unit.
@@ -38,7 +38,7 @@ bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
 
 template <typename Count>
 int32_t ProbabilityLimit::Exactly(const Count* counts) const {
-  double sums[4] = {};  // side by side, so that an addition needn't wait for the one before
+  double sums[4] = {};  // four sums, so that an addition doesn't wait for the one before
   size_t i = 0;
   for (; i + 4 <= keys_; i += 4) {
     for (size_t j = 0; j < 4; ++j) sums[j] += exponentials_[static_cast<size_t>(counts[i + j])];

@@ -10,19 +10,19 @@ namespace binaryvit {
 // table, and a probability is above the threshold where that number is at most a limit, which the row's sum gives.
 class ProbabilityLimit {
  public:
-  // False where there is no memory.
+  // False if there is no memory.
   [[nodiscard]] bool Prepare(size_t head_dim, double threshold);
 
   // Whether counts of differing bits may come as bytes, which is faster.
   bool TakesBytes() const { return takes_bytes_; }
 
-  // From now on rows have this many keys.
+  // Sets the number of keys in a row.
   void SetKeys(size_t keys);
 
   // The largest number of differing bits whose probability is above the threshold, or -1; of the row's counts.
   int32_t Of(const int32_t* counts) const;
   // Sets a bit for each probability that is above the threshold. A row of counts has whole blocks of bytes, and so has one
-  // of bits; at most Probabilities::kMostRows rows.
+  // of bits; at most Probabilities::kMaxRows rows.
   void Pack(const KernelSet& kernels, uint8_t* counts, size_t rows, uint32_t* masks) const;
 
  private:

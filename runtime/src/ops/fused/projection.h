@@ -8,16 +8,16 @@
 
 namespace binaryvit {
 
-// Rows of reals in a fused operator's own memory have room for whole words of bits, which all tiles divide.
+// In a fused operator's own memory, rows of reals are padded to whole words of bits, which are multiples of all tiles.
 static inline size_t PaddedWidth(size_t channels) { return RoundUp(channels, kBitsPerWord); }
 
-// A row of a table of parameters, filled up with zeros. -0 becomes 0, so that no sum with it is -0.
+// A row of a table of parameters, padded with zeros. -0 becomes 0, so that no sum with it is -0.
 [[nodiscard]] bool CopyPadded(const float* row, size_t channels, Buffer<float>* padded);
 
 // The sign limits of thresholds, in the same way.
 [[nodiscard]] bool CopyLimits(const float* thresholds, size_t channels, Buffer<float>* limits);
 
-// Rows of bits without those beyond `channels`, which a file may hold and a product would count.
+// Rows of bits without those beyond `channels`, which may be set in a file and would count in a product.
 [[nodiscard]] bool CopyBits(const uint32_t* rows, size_t count, size_t channels, Buffer<uint32_t>* bits);
 
 struct PackedProjection {
@@ -27,8 +27,8 @@ struct PackedProjection {
   size_t units = 0;
   size_t words = 0;
 
-  // Takes rows of `row_words` words for each unit, and a row of the table for each constant; no scale and no shift where
-  // these are null. False where there is no memory.
+  // Takes a row of `row_words` words per unit, and a row of the table for each constant. `scales` and `shifts` may be null.
+  // False if there is no memory.
   [[nodiscard]] bool Pack(const KernelSet&, const uint32_t* rows, size_t row_words, size_t unit_count,
                           const float* multipliers, const float* biases, const float* slopes,
                           const float* scales = nullptr, const float* shifts = nullptr);
@@ -41,8 +41,8 @@ struct PackedProjection {
   }
 };
 
-// Fused operators compute a few positions at a time, from the input to the output: no more than keep their values in the
-// cache, and fewer where threads would wait for the last one; whole tiles of the kernels.
+// Fused operators compute a few positions at a time, from the input to the output: few enough to stay in the cache, fewer
+// if threads would wait for the last task, and a multiple of the kernels' row tile.
 constexpr size_t kRowsPerTask = 16;  // at most
 static inline size_t RowsPerTask(const KernelSet& kernels, size_t positions, int threads) {
   constexpr size_t kTasksPerThread = 6;

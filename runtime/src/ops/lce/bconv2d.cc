@@ -1,5 +1,5 @@
-// LceBconv2d: a convolution of +-1 with +-1. Positions of the map are rows of a matrix product; where the kernel has more
-// than one tap or a stride, a task gathers its rows first, so that they are still in the cache for the product.
+// LceBconv2d: a convolution of +-1 with +-1. Positions of the map are rows of a matrix product. If the kernel has several
+// taps or a stride, each task gathers its rows first, so that they are still in the cache for the product.
 #include <cmath>
 #include <cstring>
 
@@ -59,7 +59,7 @@ struct LceBconv2d {
   Buffer<float> multiplier;
   Buffer<float> bias;
   Buffer<int32_t> thresholds;  // on twice the number of differing bits
-  Buffer<int32_t> padding_sums;  // of each tap and unit: what twice the number lacks where the tap is on zeros
+  Buffer<int32_t> padding_sums;  // of each tap and unit: correction of twice the number where the tap is on zeros
   bool clamped = false;
   int32_t clamp_min = 0;
   int32_t clamp_max = 0;
@@ -138,7 +138,7 @@ bool LceBconv2d::ReadTransform(const NodeView& node) {
   const auto check = [&](const litert::Tensor* tensor, const char* role, litert::Type type) {
     if (!node.CheckConstant(tensor, role, type, 1)) return false;
     if (static_cast<size_t>(tensor->dims->data[0]) == count) return true;
-    return node.Fail("the %s must have %zu values, one a filter, but has %d", role, count, tensor->dims->data[0]);
+    return node.Fail("the %s must have %zu values, one per filter, but has %d", role, count, tensor->dims->data[0]);
   };
   output_type = output->type;
   if (output_type == litert::kInt32) {
@@ -146,7 +146,7 @@ bool LceBconv2d::ReadTransform(const NodeView& node) {
     if (!thresholds.Resize(count)) return node.FailForMemory();
     const auto* source = static_cast<const int32_t*>(node.Input(4)->data);
     for (size_t unit = 0; unit < count; ++unit) {
-      // Counts are less than 2^30 in size: a threshold beyond that is as good as one there.
+      // Counts are below 2^30, so thresholds may be clamped to that range.
       constexpr int32_t limit = (int32_t{1} << 30) - 1;
       const int32_t threshold = source[unit] > limit ? limit : source[unit] < -limit ? -limit : source[unit];
       thresholds[unit] = 2 * threshold;
@@ -181,7 +181,7 @@ bool LceBconv2d::ReadTransform(const NodeView& node) {
   if (activation == kRelu6 && bits > 6) high = 6;
   clamp_min = bits - high;
   clamp_max = bits - low;
-  // Where nothing needs twice the number of differing bits itself, its factor 2 goes into the multiplier.
+  // If only the affine transform needs twice the number of differing bits, the factor 2 goes into the multiplier.
   clamped = activation != kNone || output_type != litert::kFloat32 || PadsZeros();
   const auto* source_multiplier = static_cast<const float*>(node.Input(2)->data);
   const auto* source_bias = static_cast<const float*>(node.Input(3)->data);
@@ -234,7 +234,7 @@ bool LceBconv2d::PlanTasks(const NodeView& node) {
   const size_t positions = batch * static_cast<size_t>(rows.output) * static_cast<size_t>(columns.output);
   gathers = Taps() > 1 || rows.stride > 1 || columns.stride > 1;
   rows_per_task = kRowsPerTask;
-  if (threads > 1) {  // some tasks for each thread, so that none waits long for another
+  if (threads > 1) {  // several tasks per thread, so that none waits long for another
     const size_t share = RoundUp(positions / (4 * static_cast<size_t>(threads)) + 1, kTaskAlignment);
     if (share < rows_per_task) rows_per_task = share;
   }
@@ -340,7 +340,7 @@ bool LceBconv2d::IsInside(size_t position) const {
          columns.At(x, columns.size - 1) < columns.input;
 }
 
-// Makes the padding at this position count as zeros.
+// Corrects the counts of a position for padding with zeros.
 void LceBconv2d::AddPadding(size_t position, int32_t* doubled) const {
   if (IsInside(position)) return;
   const auto p = static_cast<int64_t>(position);

@@ -6,7 +6,7 @@ namespace {
 
 constexpr size_t kWordsPerTask = 4096;
 
-// A bit is set for values below `zero`; the last word of a row is filled up with zeros.
+// A bit is set for values below `zero`; the last word of a row is padded with zeros.
 template <typename T, typename Zero>
 void PackRow(const T* values, size_t channels, Zero zero, uint32_t* bits) {
   for (size_t first = 0; first < channels; first += kBitsPerWord) {

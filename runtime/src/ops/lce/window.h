@@ -1,4 +1,4 @@
-// Window: where a convolution or pooling window stands along one side of a map.
+// Window: the positions of a convolution or pooling window along one axis of a map.
 #ifndef BINARYVIT_OPS_LCE_WINDOW_H_
 #define BINARYVIT_OPS_LCE_WINDOW_H_
 
@@ -16,7 +16,7 @@ struct Window {
   int64_t output;  // positions
   int64_t before;  // padding before the map
 
-  // False where the window doesn't fit anywhere.
+  // False if the window fits nowhere.
   bool Place(Padding padding) {
     const int64_t extent = static_cast<int64_t>(size - 1) * dilation + 1;
     if (padding == kSame) {
@@ -30,7 +30,7 @@ struct Window {
     return output > 0;
   }
 
-  // The element of the map under a tap; outside of [0, input) it is padding.
+  // The element of the map under a tap. Outside of [0, input) it is padding.
   int64_t At(int64_t position, int tap) const {
     return position * stride + static_cast<int64_t>(tap) * dilation - before;
   }
