@@ -177,7 +177,8 @@ struct ArmIsa {
     if constexpr (vectors == 8) {
       vst1q_lane_u32(bits + i / kBitsPerWord, vreinterpretq_u32_u16(sum), 0);
     } else {
-      vst1q_lane_u16(reinterpret_cast<uint16_t*>(bits) + i / 16, sum, 0);
+      const uint16_t half = vgetq_lane_u16(sum, 0);
+      std::memcpy(reinterpret_cast<char*>(bits) + i / 8, &half, sizeof half);
     }
   }
 

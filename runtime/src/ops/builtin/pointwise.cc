@@ -414,7 +414,7 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
         break;
       }
       case kSigns: {
-        auto* bits = reinterpret_cast<uint32_t*>(output);
+        auto* bits = static_cast<uint32_t*>(static_cast<void*>(output));
         if (y) {
           kernels.pack_shifted(x, y, width, bits);
         } else {
