@@ -14,6 +14,7 @@ from keras_binaryvit.deploy.graph import Edge
 from keras_binaryvit.deploy.lower import as_array, clip_of, inside, norm_affine
 
 _MAX_RANK = 4
+_MAX_REACH = 64  # of pooling, on each side
 
 
 def _attention(lowering, layer, x):
@@ -29,7 +30,7 @@ def _feed_forward(lowering, layer, x):
 
 
 def _branches(lowering, layer, x):
-    if any(1 not in window for window in layer.windows):
+    if any(1 not in window for window in layer.windows) or max(_reach(layer)) > _MAX_REACH:
         return lower.RULES[type(layer)](lowering, layer, x)
     return _branches_node(lowering, layer, x, _branches_constants(layer), residual=0)
 

@@ -247,7 +247,7 @@ def test_attention(seed, batch, squares, reduction, heads, head_dim, residual, k
 
 
 @pytest.mark.parametrize("close", [-1, 1])
-@pytest.mark.parametrize("head_dim", [16, 64, 100, 128, 257])
+@pytest.mark.parametrize("head_dim", [16, 64, 114, 115, 255, 257])
 def test_probabilities_next_to_the_threshold(head_dim, close, kernels):
     """Exponentials of 16 bits can't tell on which side they are."""
     for seed in range(5):

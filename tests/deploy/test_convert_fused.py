@@ -428,6 +428,15 @@ def test_single_layers(shape, layer):
 
 
 @with_runtime
+@pytest.mark.parametrize("side, fused", [(129, True), (131, False)])
+def test_windows_beyond_the_operators_reach(side, fused):
+    model = functional((3, 2, 8), kb.layers.MultiBranchAveragePooling(((1, side), (side, 1))))
+    flatbuffer = kb.deploy.convert(model, "fused")
+    assert interpreters.is_fused(flatbuffer) == fused
+    assert np.isfinite(kb.deploy.run(flatbuffer, images(model, 1))).all()
+
+
+@with_runtime
 @pytest.mark.parametrize("name", parity.RECORDINGS[:3])
 def test_equals_the_authors_recordings(name):
     recording = parity.Recording(name)

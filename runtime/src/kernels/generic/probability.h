@@ -39,7 +39,7 @@ uint32_t PackProbable(uint8_t* counts, size_t rows, size_t blocks, const Probabi
     const int32_t* bound = table.bounds + above[row];  // the first one that isn't above the sum
     const bool close = sums[row] - bound[0] <= table.error || (above[row] > 0 && bound[-1] - sums[row] <= table.error);
     undecided |= static_cast<uint32_t>(close || sums[row] == INT32_MAX) << row;
-    // Heads are short where counts come as bytes, so that the sum is one, too.
+    // This is at most 229: see ProbabilityLimit::Prepare.
     const auto limit = static_cast<uint8_t>(least[row] + above[row]);
     Isa::PackBytesBelow(counts + row * row_of_counts, limit, blocks, masks + row * row_of_masks);
   }
