@@ -22,9 +22,10 @@ class Recipe:
         epochs: Passes over the training split.
         batch_size: Images in a step, over all devices and hosts.
         learning_rate: AdamW's; None means the paper's 5e-4 for each 512 images of a batch.
-        final_learning_rate: Where the cosine ends.
+        final_learning_rate: Where the learning rate ends.
         schedule: Whether the learning rate changes once an `epoch`, as in the paper, or each `step`.
         warmup_epochs: Epochs in which the learning rate rises.
+        decay_epochs: Epochs at the end in which it falls linearly; None means a cosine over all after the warm-up.
         weight_decay: AdamW's, on kernels alone.
         clip_norm: Largest norm of all gradients together; None for any.
         drop_path_rate: Stochastic depth of the last block.
@@ -57,6 +58,7 @@ class Recipe:
     final_learning_rate: float = 1e-5
     schedule: str = "epoch"
     warmup_epochs: int = 0
+    decay_epochs: int | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = None
     drop_path_rate: float = 0.0
@@ -91,6 +93,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "preset": "binaryvit_32",
         "epochs": 40,
         "warmup_epochs": 2,
+        "decay_epochs": 10,
         "train_split": "train[:45000]",
         "validation_split": "train[45000:]",
         "teacher_passes": 8,
@@ -133,9 +136,15 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     add(recipe, "epochs", "passes over the training images", type=int)
     add(recipe, "batch_size", "images in a step, over all devices and hosts", type=int)
     add(recipe, "learning_rate", "AdamW's; None means 5e-4 for each 512 images of a batch", type=float)
-    add(recipe, "final_learning_rate", "where the cosine ends", type=float)
+    add(recipe, "final_learning_rate", "where the learning rate ends", type=float)
     add(recipe, "schedule", "how often the learning rate changes", choices=("epoch", "step"))
     add(recipe, "warmup_epochs", "epochs in which the learning rate rises", type=int)
+    add(
+        recipe,
+        "decay_epochs",
+        "epochs at the end in which it falls linearly; None means a cosine over all after the warm-up",
+        type=int,
+    )
     add(recipe, "weight_decay", "AdamW's, on kernels alone", type=float)
     add(recipe, "clip_norm", "largest norm of all gradients together", type=float)
     add(recipe, "drop_path_rate", "stochastic depth of the last block", type=float)

@@ -103,10 +103,10 @@ def fit(
             f"{recipe.train_split!r} of {recipe.dataset!r} has fewer images than a batch, {recipe.batch_size}. "
             "Choose a smaller --batch-size."
         )
-    cosine = schedule(recipe, steps)
+    learning_rate = schedule(recipe, steps)
     per_step = recipe.schedule == "step"
     optimizer = kb.optimizers.AdamW(
-        cosine if per_step else float(cosine(0)), recipe.weight_decay, global_clipnorm=recipe.clip_norm
+        learning_rate if per_step else float(learning_rate(0)), recipe.weight_decay, global_clipnorm=recipe.clip_norm
     )
     # Both log the learning rate; Keras' scheduler can't where the optimizer has a schedule.
     rate = (
@@ -114,7 +114,7 @@ def fit(
             on_epoch_end=lambda epoch, logs: logs.update(learning_rate=float(optimizer.learning_rate))
         )
         if per_step
-        else keras.callbacks.LearningRateScheduler(lambda epoch, _: float(cosine(epoch)))
+        else keras.callbacks.LearningRateScheduler(lambda epoch, _: float(learning_rate(epoch)))
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = model
@@ -147,7 +147,7 @@ def fit(
     return checkpoints.history
 
 
-def schedule(recipe: Recipe, steps: int) -> keras.optimizers.schedules.CosineDecay:
+def schedule(recipe: Recipe, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """Returns the learning rate by epochs done, or by steps done if the recipe's `schedule` is `step`.
 
     Args:
@@ -155,7 +155,7 @@ def schedule(recipe: Recipe, steps: int) -> keras.optimizers.schedules.CosineDec
         steps: Steps of an epoch.
 
     Raises:
-        ValueError: A learning rate isn't positive, or the warm-up leaves no epoch.
+        ValueError: A learning rate isn't positive, or warm-up and decay leave no epoch.
 
     Source: BinaryViT, arXiv 2306.16678, and the authors' code; Loshchilov and Hutter, arXiv 1608.03983, eq. 5.
     """
@@ -167,18 +167,27 @@ def schedule(recipe: Recipe, steps: int) -> keras.optimizers.schedules.CosineDec
             f"The learning rate must be positive, and the final one at least 0. Received: {highest} and "
             f"{recipe.final_learning_rate}"
         )
-    if not 0 <= recipe.warmup_epochs < recipe.epochs:
+    decay = recipe.decay_epochs
+    longest = recipe.epochs - (1 if decay is None else decay)
+    if not 0 <= recipe.warmup_epochs <= longest or (decay is not None and decay < 1):
         raise ValueError(
-            f"The warm-up must be shorter than the training. Received: {recipe.warmup_epochs} of {recipe.epochs} epochs"
+            "Warm-up and decay must fit into the training. "
+            f"Received: warmup_epochs={recipe.warmup_epochs}, decay_epochs={decay}, epochs={recipe.epochs}"
         )
     per_step = recipe.schedule == "step"
     unit = steps if per_step else 1
+    initial = 0.0 if per_step else highest / (recipe.warmup_epochs + 1)  # a whole epoch at 0 would be wasted
+    warmup_steps, total_steps = recipe.warmup_epochs * unit, recipe.epochs * unit
+    if decay is not None:
+        return kb.training.WarmupStableDecay(
+            initial, highest, recipe.final_learning_rate, warmup_steps, decay * unit, total_steps
+        )
     return keras.optimizers.schedules.CosineDecay(
-        0.0 if per_step else highest / (recipe.warmup_epochs + 1),  # a whole epoch at 0 would be wasted
-        decay_steps=(recipe.epochs - recipe.warmup_epochs) * unit,
+        initial,
+        decay_steps=total_steps - warmup_steps,
         alpha=recipe.final_learning_rate / highest,
         warmup_target=highest,
-        warmup_steps=recipe.warmup_epochs * unit,
+        warmup_steps=warmup_steps,
     )
 
 

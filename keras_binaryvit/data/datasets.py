@@ -132,7 +132,7 @@ def load(
             of padded images where all are stored in one size, resized crops where not. Either flips half of the
             images left to right, except data sets of characters.
         shuffle: `None` means where `split` starts with `train`.
-        seed: Of shuffling and augmentation.
+        seed: Of shuffling and augmentation, together with the global seed of `keras.utils.set_random_seed`.
         cache: True keeps in memory what is the same in every epoch: decoded images, or the encoded ones where random
             crops are decoded from them (files of a folder are left to the system's cache). `None` does so below 1 GiB,
             False never. A path keeps it in that file, of which every combination of data set, split, preprocessor,

@@ -81,9 +81,12 @@ class BinaryProjection(BinaryKernels):
         if self.units < channels:
             groups = ops.reshape(inputs, (*leading, self.units, channels // self.units))
             return outputs + ops.mean(groups, axis=-1)
-        # A broadcast over the copies, so that they are never written to memory.
-        copies = ops.reshape(outputs, (*leading, self.units // channels, channels))
-        return ops.reshape(copies + ops.expand_dims(inputs, -2), (*leading, self.units))
+        copies = self.units // channels
+        if keras.backend.backend() == "jax":
+            # XLA's loop over a broadcast divides for the index of each value, which takes longer than to write copies.
+            return outputs + ops.concatenate([inputs] * copies, axis=-1)
+        outputs = ops.reshape(outputs, (*leading, copies, channels))
+        return ops.reshape(outputs + ops.expand_dims(inputs, -2), (*leading, self.units))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.units)

@@ -6,7 +6,7 @@ from keras_binaryvit.training.distiller import Distiller
 from keras_binaryvit.training.distribution import Distribution, distribute
 from keras_binaryvit.training.logit_cache import cache_logits, with_cached_logits
 from keras_binaryvit.training.losses import SoftTargetCrossEntropy
-from keras_binaryvit.training.schedules import scaled_learning_rate
+from keras_binaryvit.training.schedules import WarmupStableDecay, scaled_learning_rate
 from keras_binaryvit.training.teachers import AdaptedTeacher
 from keras_binaryvit.training.two_stage import copy_weights, with_full_precision_kernels
 
@@ -20,6 +20,7 @@ __all__ = [
     "ProgressBar",
     "SoftTargetCrossEntropy",
     "TrainingCheckpoint",
+    "WarmupStableDecay",
     "cache_logits",
     "copy_weights",
     "distribute",

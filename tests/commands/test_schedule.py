@@ -11,8 +11,8 @@ from binaryvit_commands.training import schedule
 
 
 def rates(steps, at, **arguments):
-    cosine = schedule(Recipe("digits", **arguments), steps)
-    return [float(ops.convert_to_numpy(cosine(index))) for index in at]
+    learning_rate = schedule(Recipe("digits", **arguments), steps)
+    return [float(ops.convert_to_numpy(learning_rate(index))) for index in at]
 
 
 def test_equals_pytorch():
@@ -34,15 +34,29 @@ def test_equals_pytorch():
     warmup=st.integers(0, 3),
     highest=st.floats(1e-4, 1e-1),
     per=st.sampled_from(["epoch", "step"]),
+    decay=st.none() | st.integers(1, 3),
 )
-def test_in_numpy(epochs, steps, warmup, highest, per):
-    warmup = min(warmup, epochs - 1)
+def test_in_numpy(epochs, steps, warmup, highest, per, decay):
+    decay = decay and min(decay, epochs)
+    warmup = min(warmup, epochs - (decay or 1))
     unit = 1 if per == "epoch" else steps
     done = np.arange(epochs * unit + 2) / unit
     rising = highest * ((done + 1) / (warmup + 1) if per == "epoch" else done / max(warmup, 1))
-    angle = np.pi * np.minimum((done - warmup) / (epochs - warmup), 1)
-    expected = np.where(done < warmup, rising, 1e-5 + (highest - 1e-5) * np.cos(angle / 2) ** 2)
-    received = rates(steps, range(len(done)), epochs=epochs, warmup_epochs=warmup, learning_rate=highest, schedule=per)
+    if decay is None:
+        angle = np.pi * np.minimum((done - warmup) / (epochs - warmup), 1)
+        rest = 1e-5 + (highest - 1e-5) * np.cos(angle / 2) ** 2
+    else:
+        rest = np.interp(done, [epochs - decay, epochs], [highest, 1e-5])
+    expected = np.where(done < warmup, rising, rest)
+    received = rates(
+        steps,
+        range(len(done)),
+        epochs=epochs,
+        warmup_epochs=warmup,
+        decay_epochs=decay,
+        learning_rate=highest,
+        schedule=per,
+    )
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-9)
 
 
@@ -51,7 +65,9 @@ def test_in_numpy(epochs, steps, warmup, highest, per):
     [
         ({"learning_rate": 0.0}, "must be positive.*Received: 0.0"),
         ({"final_learning_rate": -1e-5}, "Received: 0.0005 and -1e-05"),
-        ({"epochs": 4, "warmup_epochs": 4}, "shorter than the training. Received: 4 of 4 epochs"),
+        ({"epochs": 4, "warmup_epochs": 4}, "fit into the training. Received: warmup_epochs=4, decay_epochs=None"),
+        ({"epochs": 4, "warmup_epochs": 2, "decay_epochs": 3}, "warmup_epochs=2, decay_epochs=3, epochs=4"),
+        ({"epochs": 4, "decay_epochs": 0}, "decay_epochs=0, epochs=4"),
     ],
 )
 def test_rejects(arguments, message):
