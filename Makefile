@@ -77,6 +77,7 @@ bench: $(VENV)/.runtime
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python tools/show_resume.py tensorflow
 	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/runtime.py --image-size 32
 
 # binaryvit-runtime for x86-64 and 64-bit ARM.
 wheels: | $(BIN)/python

@@ -264,6 +264,10 @@ def _write_recipe(recipe: Recipe) -> None:
         there = json.loads(file.read_text())
         # A run of a version that didn't have an option was trained with its default.
         then = {field.name: there.get(field.name, field.default) for field in dataclasses.fields(Recipe)}
+        if recipe.decay_epochs is not None:
+            done = kb.training.TrainingCheckpoint(recipe.output / "checkpoints").completed_epochs
+            if done <= min(then["epochs"], recipe.epochs) - recipe.decay_epochs:
+                then["epochs"] = recipe.epochs  # so far, the learning rate hasn't depended on it
         differing = [f"{name}: {then[name]} then, {value} now" for name, value in chosen.items() if then[name] != value]
         if differing:
             raise ValueError(f"The run in {str(recipe.output)!r} can't continue differently: {'; '.join(differing)}.")

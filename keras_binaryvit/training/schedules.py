@@ -1,4 +1,4 @@
-"""The paper's learning rate, scaled by the batch, and WarmupStableDecay. Keras' `CosineDecay` is the paper's schedule."""
+"""The paper's learning rate, scaled by the batch, and WarmupStableDecay. The paper's schedule is `CosineDecay`."""
 
 import keras
 from keras import ops

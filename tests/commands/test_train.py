@@ -183,6 +183,20 @@ def test_logits_of_a_few_passes(eagerly, run, tmp_path):
         run(*options, "--temperature=2", "--resume")
 
 
+def test_a_run_is_prolonged(eagerly, run, tmp_path):
+    options = ("--train-split=train[:8]", "--decay-epochs=2")
+    run(*options, "--epochs=3")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit, match="epochs: 3 then, 4 now"):
+        run(*options, "--epochs=4", "--resume")
+    # Back to before the learning rate fell.
+    for epoch in (2, 3):
+        (output / "checkpoints" / f"epoch-000{epoch}.npz").unlink()
+    run(*options, "--epochs=4", "--resume")
+    middle = (2e-3 + 1e-5) / 2
+    np.testing.assert_allclose(logged(output), [2e-3, 2e-3, middle, 2e-3, 2e-3, middle], rtol=1e-6)
+
+
 def test_a_teacher_of_other_classes(run, tmp_path):
     with pytest.raises(SystemExit, match="has 5 classes, the student 'mini' has 3"):
         run(f"--teacher={teacher(tmp_path, num_classes=5)}")
