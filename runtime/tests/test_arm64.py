@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.schema_py_generated import FullyConnectedOptionsT
 from binaryvit_runtime import Interpreter
 from bionic_on_glibc import write_bionic
 from classifiers import classifier
+from graphs import Operator, graph
 from models import Tensor, options, pack, run, single_op
 from PIL import Image
 from test_fused_ops import attention, feed_forward, patch_merging, pooling, special
@@ -68,6 +70,14 @@ def models(tmp_path_factory):
             cases["special_merging"] = patch_merging(index, 1, 3, 5, channels, 2, special)
         for name, (flatbuffer, (x,), expected) in cases.items():
             record(f"{name}_{index}", flatbuffer, x, expected)
+    for rows, depth in (5, 3), (49, 39):  # of real numbers, multiplied with themselves
+        x = rng.normal(size=(rows, depth)).astype(np.float32)
+        tensors = {"x": Tensor(x.shape, "float32"), "y": Tensor((rows, rows), "float32")}
+        tensors["signs"] = Tensor((rows, -(-depth // 32)), "int32")
+        operators = [Operator("FULLY_CONNECTED", ["x", "x"], ["y"], FullyConnectedOptionsT())]
+        operators.append(Operator("LceQuantize", ["x"], ["signs"]))
+        flatbuffer = graph(tensors, operators, ["x"], ["y", "signs"])
+        record(f"fully_connected_{rows}", flatbuffer, x, run(flatbuffer, x))
     for channels in 1, 31, 32, 100, 128, 513:
         x = rng.choice([0.0, -0.0, np.nan, -np.inf, 1e-45, -1e-45, 1, -1], (1, 3, channels)).astype(np.float32)
         output = Tensor((1, 3, -(-channels // 32)), "int32")
@@ -132,7 +142,7 @@ def libraries(aarch64_wheel, request, tmp_path_factory):
 def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, libraries, models):
     paths, options = libraries
     settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, "QEMU_OPTS": options}
-    assert "110 models agree" in on_board("arm64_check.py", models, *paths, **settings)
+    assert "112 models agree" in on_board("arm64_check.py", models, *paths, **settings)
 
 
 def test_the_commands_for_a_raspberry_pi(aarch64_wheel, tmp_path):

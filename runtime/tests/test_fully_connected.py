@@ -84,6 +84,23 @@ def test_products_equal_litert_and_numpy(lead, units, depth, kinds, keep, bias, 
     np.testing.assert_allclose(actual, stock, rtol=0, atol=2 * tolerance)
 
 
+@pytest.mark.parametrize("rows, units, depth", [(1, 1, 3), (4, 8, 4), (7, 13, 39), (70, 49, 64)])
+def test_real_numbers_are_summed_in_one_order(rows, units, depth, kernels):
+    """Four sums of every fourth term, added in pairs, and then the terms that are left: the same bits everywhere."""
+    rng = np.random.default_rng(0)
+    tensors, operators, inputs, _ = product(rng, (rows,), units, depth, ("reals", "reals"), True, "none")
+    terms = inputs["x"][:, None] * inputs["w"]
+    whole = depth // 4 * 4
+    sums = np.zeros((rows, units, 4), np.float32)
+    for k in range(0, whole, 4):
+        sums += terms[..., k : k + 4]
+    total = (sums[..., 0] + sums[..., 1]) + (sums[..., 2] + sums[..., 3])
+    for k in range(whole, depth):
+        total += terms[..., k]
+    (_,), (actual,), _ = run_both(tensors, operators, inputs, ["y"])
+    np.testing.assert_array_equal(actual, total)
+
+
 @pytest.mark.parametrize("depth", [31, 64, 100, 1000])
 def test_sums_of_signs_and_of_zeros_and_ones_are_exact(depth, kernels):
     rng = np.random.default_rng(0)

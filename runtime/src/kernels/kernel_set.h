@@ -180,6 +180,10 @@ struct KernelSet {
   void (*add)(const float* a, const float* b, const float* slopes, float* sums, size_t count);
   // results[i] = values[i] * factors[i] + addends[i]; `addends` may be null.
   void (*scale)(const float* values, const float* factors, const float* addends, float* results, size_t count);
+  // output[row][unit] = values[row] . weights[unit], rows of `depth` values without gaps. Of the whole fours of terms it sums
+  // those at j, j + 4, j + 8, ... for each j, then these sums as (s0 + s1) + (s2 + s3), then the terms that are left.
+  void (*multiply_floats)(const float* values, const float* weights, size_t rows, size_t units, size_t depth,
+                          float* output, size_t stride);
   // sums[i] = the products of the four values and factors from 4 * i on; those of eight have terms i and i + 4 added first.
   void (*dot_fours)(const float* values, const float* factors, float* sums, size_t count);
   void (*dot_eights)(const float* values, const float* factors, float* sums, size_t count);
@@ -194,6 +198,18 @@ const char* KernelNames();
 // by unit. What is missing at the ends is zero. False where there is no memory.
 [[nodiscard]] bool PackWeights(const KernelSet&, const uint32_t* rows, size_t units, size_t words,
                                Buffer<uint32_t>* packed);
+
+// a . b, in the order of multiply_floats.
+static inline float DotInFours(const float* a, const float* b, size_t count) {
+  float sums[4] = {};
+  size_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (size_t j = 0; j < 4; ++j) sums[j] += a[i + j] * b[i + j];
+  }
+  float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
 
 // Rounds up to a multiple of the tile.
 static inline size_t RoundUp(size_t value, size_t tile) { return (value + tile - 1) / tile * tile; }

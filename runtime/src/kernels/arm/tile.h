@@ -39,6 +39,7 @@ struct Simd {
     const float32x4x4_t loaded = vld4q_f32(from);
     for (int i = 0; i < 4; ++i) quarters[i] = loaded.val[i];
   }
+  static Float LoadFours(const float* from, size_t) { return Load(from); }
   static Float PreluByMax(Float x, Float slope) { return vmaxq_f32(vmulq_f32(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return vbslq_f32(vcltzq_f32(x), vmulq_f32(x, slope), x); }
   static Int PushLess(Int bits, Float x, Float limit) {

@@ -139,6 +139,64 @@ inline BINARYVIT_INLINE typename Simd::Float SumOfFour(const typename Simd::Floa
   return Simd::Add(Simd::Add(terms[0], terms[1]), Simd::Add(terms[2], terms[3]));
 }
 
+// Four lanes are a unit, of which each sums every fourth term.
+template <typename Simd, int rows, int vectors>
+inline BINARYVIT_INLINE void MultiplyFloatTile(const float* values, const float* weights, size_t depth,
+                                               float* output, size_t stride) {
+  constexpr size_t fours = Simd::kLanes / 4;
+  typename Simd::Float sums[vectors][4], weight[vectors];
+  Unroll<vectors>([&](int v) BINARYVIT_INLINE { Unroll<4>([&](int r) BINARYVIT_INLINE { sums[v][r] = Simd::Set(0.0f); }); });
+  size_t k = 0;
+  for (; k + 4 <= depth; k += 4) {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+      weight[v] = Simd::LoadFours(weights + v * fours * depth + k, depth);
+    });
+    Unroll<rows>([&](int r) BINARYVIT_INLINE {
+      const auto x = Simd::LoadFours(values + r * depth + k, 0);
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[v][r] = Simd::Add(sums[v][r], Simd::Multiply(x, weight[v])); });
+    });
+  }
+  Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+    alignas(kAlignment) float partial[4 * Simd::kLanes], totals[Simd::kLanes];
+    typename Simd::Float terms[4];
+    Unroll<4>([&](int r) BINARYVIT_INLINE { Simd::Store(partial + r * Simd::kLanes, sums[v][r]); });
+    Simd::LoadQuarters(partial, terms);
+    Simd::Store(totals, SumOfFour<Simd>(terms));
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t u = 0; u < fours; ++u) {
+        float total = totals[r * fours + u];
+        const float* unit = weights + (v * fours + u) * depth;
+        for (size_t i = k; i < depth; ++i) total += values[r * depth + i] * unit[i];
+        output[r * stride + v * fours + u] = total;
+      }
+    }
+  });
+}
+
+template <typename Simd>
+void MultiplyFloatsAll(const float* values, const float* weights, size_t rows, size_t units, size_t depth,
+                       float* output, size_t stride) {
+  constexpr size_t fours = Simd::kLanes / 4;
+  ForRowTiles<4>(rows, [&](size_t row, auto height) {
+    const float* x = values + row * depth;
+    float* to = output + row * stride;
+    size_t unit = 0;
+    if constexpr (fours > 0) {
+      for (; unit + 2 * fours <= units; unit += 2 * fours) {
+        MultiplyFloatTile<Simd, height, 2>(x, weights + unit * depth, depth, to + unit, stride);
+      }
+      if (unit + fours <= units) {
+        MultiplyFloatTile<Simd, height, 1>(x, weights + unit * depth, depth, to + unit, stride);
+        unit += fours;
+      }
+    }
+    for (; unit < units; ++unit) {
+      const float* weight = weights + unit * depth;
+      for (size_t r = 0; r < size_t{height}; ++r) to[r * stride + unit] = DotInFours(x + r * depth, weight, depth);
+    }
+  });
+}
+
 template <typename Simd>
 void DotFoursAll(const float* values, const float* factors, float* sums, size_t count) {
   ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {

@@ -38,6 +38,7 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           PoolAll<Simd>,
           AddAll<Simd>,
           ScaleAll<Simd>,
+          MultiplyFloatsAll<Simd>,
           DotFoursAll<Simd>,
           DotEightsAll<Simd>};
 }

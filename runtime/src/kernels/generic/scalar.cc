@@ -64,6 +64,8 @@ struct Simd {
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
   // Values 0, 4, 8, ... of the next 4 * kLanes, then 1, 5, 9, ... and so on.
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  // Sets of four lanes or more have LoadFours(const float* from, size_t stride): four values from `from` on, from
+  // from + stride on, and so on.
   // `slope` times x where the sign bit of x is set.
   static Float Prelu(Float x, Float slope) { return std::signbit(x) ? x * slope : x; }
   // The same in fewer steps, where HasSmallSlopes is true.

@@ -40,6 +40,9 @@ struct Simd {
     *odd = in_order(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  static Float LoadFours(const float* from, size_t stride) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), _mm_loadu_ps(from + stride), 1);
+  }
   static Float PreluByMax(Float x, Float slope) { return _mm256_max_ps(_mm256_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
 };

@@ -36,6 +36,12 @@ struct Simd {
     *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(index, _mm512_set1_epi32(1)), b);
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  static Float LoadFours(const float* from, size_t stride) {
+    const auto pair = [&](const float* first) {
+      return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), _mm_loadu_ps(first + stride), 1);
+    };
+    return _mm512_insertf32x8(_mm512_castps256_ps512(pair(from)), pair(from + 2 * stride), 1);
+  }
   static Float PreluByMax(Float x, Float slope) { return _mm512_max_ps(_mm512_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) {
     return _mm512_mask_mul_ps(x, _mm512_movepi32_mask(_mm512_castps_si512(x)), x, slope);

@@ -36,6 +36,7 @@ struct Simd {
     *odd = _mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1));
   }
   static void LoadQuarters(const float* from, Float (&quarters)[4]) { QuartersByHalves<Simd>(from, quarters); }
+  static Float LoadFours(const float* from, size_t) { return Load(from); }
   static Float PreluByMax(Float x, Float slope) { return _mm_max_ps(_mm_mul_ps(x, slope), x); }
   static Float Prelu(Float x, Float slope) { return _mm_blendv_ps(x, _mm_mul_ps(x, slope), x); }
 };

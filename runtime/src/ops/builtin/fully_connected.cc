@@ -11,7 +11,7 @@
 // these three terms, each at most depth times the largest product of two values; sums of real numbers by their order.
 #include <cmath>
 
-#include "ops/builtin/lanes.h"
+#include "ops/builtin/clamp.h"
 #include "ops/op.h"
 
 namespace binaryvit {
@@ -52,37 +52,6 @@ Pair FirstTwo(const float* values, size_t count) {
   return first < other ? Pair{other, first} : Pair{first, other};
 }
 
-// output[r][u] = values[r] . weights[u], a row `depth` values from the next and `stride` in the output.
-template <size_t rows, size_t units>
-void MultiplyBlock(const float* values, const float* weights, size_t depth, float* output, size_t stride) {
-  Lanes sums[rows][units] = {};
-  size_t i = 0;
-  for (; i + kLanes <= depth; i += kLanes) {
-    Lanes x[rows];
-    for (size_t r = 0; r < rows; ++r) x[r] = LoadLanes(values + r * depth + i);
-    for (size_t u = 0; u < units; ++u) {
-      const Lanes w = LoadLanes(weights + u * depth + i);
-      for (size_t r = 0; r < rows; ++r) sums[r][u] += x[r] * w;
-    }
-  }
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t u = 0; u < units; ++u) {
-      float total = Sum(sums[r][u]);
-      for (size_t k = i; k < depth; ++k) total += values[r * depth + k] * weights[u * depth + k];
-      output[r * stride + u] = total;
-    }
-  }
-}
-
-template <size_t units>
-void MultiplyUnits(const float* values, const float* weights, size_t rows, size_t depth, float* output, size_t stride) {
-  size_t row = 0;
-  for (; row + 2 <= rows; row += 2) {
-    MultiplyBlock<2, units>(values + row * depth, weights, depth, output + row * stride, stride);
-  }
-  if (row < rows) MultiplyBlock<1, units>(values + row * depth, weights, depth, output + row * stride, stride);
-}
-
 struct FullyConnected {
   static bool Supports(const NodeView& node);
   bool Prepare(const NodeView& node, const Options&);
@@ -108,7 +77,7 @@ struct FullyConnected {
   // Shapes.
   size_t rows = 0, units = 0, depth = 0;
   size_t rows_per_task = 0;
-  float low = 0, high = 0;  // what the activation clamps to
+  Clamp clamp;
 
   // Of one run.
   Pair row_values = {}, unit_values = {};
@@ -130,8 +99,8 @@ bool HasNoZero(const litert::IntArray& dims) {
 bool FullyConnected::Supports(const NodeView& node) {
   const auto* params = static_cast<const litert::FullyConnectedParams*>(node.BuiltinData());
   const int inputs = node.InputCount();
-  if (!params || params->weights_format != 0 || params->activation < litert::kNoActivation ||
-      params->activation > litert::kRelu6 || (inputs != 2 && inputs != 3) || node.OutputCount() != 1) {
+  if (!params || params->weights_format != 0 || !Clamp().Read(params->activation) || (inputs != 2 && inputs != 3) ||
+      node.OutputCount() != 1) {
     return false;
   }
   const litert::Tensor* input = node.Input(0);
@@ -178,10 +147,7 @@ bool FullyConnected::ReadShapes(const NodeView& node) {
     const litert::Tensor* bias = node.Input(2);
     if (!node.CheckType(bias, "bias", litert::kFloat32) || !node.CheckShape(bias, "bias", {units})) return false;
   }
-  constexpr float kInfinity = __builtin_huge_valf();
-  low = params.activation == litert::kNoActivation ? -kInfinity : params.activation == litert::kReluN1To1 ? -1.0f : 0.0f;
-  high = params.activation == litert::kReluN1To1 ? 1.0f : params.activation == litert::kRelu6 ? 6.0f : kInfinity;
-
+  clamp.Read(params.activation);
   int64_t dims[kMaxRank] = {static_cast<int64_t>(rows), static_cast<int64_t>(units)};
   if (!params.keep_num_dims) return node.ResizeOutput(0, dims, 2);
   for (int i = 0; i < rank - 1; ++i) dims[i] = input->dims->data[i];
@@ -304,11 +270,7 @@ bool FullyConnected::Invoke(const NodeView& node) {
       kernels.multiply({own.bits.data(), Words(), count}, packed_weights, affine, to, units);
       Finish(count, row_factor != 0 ? own.bits.data() : nullptr, bias, to);
     } else {
-      size_t unit = 0;
-      for (; unit + 4 <= units; unit += 4) {
-        MultiplyUnits<4>(values, weights + unit * depth, count, depth, to + unit, units);
-      }
-      for (; unit < units; ++unit) MultiplyUnits<1>(values, weights + unit * depth, count, depth, to + unit, units);
+      kernels.multiply_floats(values, weights, count, units, depth, to, units);
       Finish(count, nullptr, bias, to);
     }
   });
@@ -325,12 +287,7 @@ void FullyConnected::Finish(size_t count, const uint32_t* bits, const float* bia
     }
     for (size_t unit = 0; bias && unit < units; ++unit) to[unit] += bias[unit];
   }
-  if (low == -high && std::isinf(high)) return;
-  // As in LiteRT, a NaN stays a NaN.
-  for (size_t i = 0; i < count * units; ++i) {
-    const float x = output[i] < low ? low : output[i];
-    output[i] = x > high ? high : x;
-  }
+  clamp.Apply(output, count * units);
 }
 
 }  // namespace

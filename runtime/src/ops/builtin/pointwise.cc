@@ -4,10 +4,8 @@
 //
 // Sums, products and slopes are rounded as in LiteRT. XNNPACK fuses the multiply-adds of convolutions, and multiplies by
 // zeros, which turns an infinity into a NaN; this operator does neither.
-#include <cmath>
 #include <cstring>
 
-#include "ops/builtin/lanes.h"
 #include "ops/builtin/pointwise_action.h"
 
 namespace binaryvit {
@@ -41,7 +39,7 @@ struct Step {
   int slope;
   int output;
   size_t channels;
-  float low, high;
+  Clamp clamp;
   size_t spans;  // index of the first unit's
   void (*dot)(const float* values, const float* factors, float* sums, size_t count);  // where spans are alike, or null
   size_t filter;  // for `dot`: index in the filters
@@ -127,7 +125,7 @@ bool Pointwise::Append(const NodeView& node, const NodeView& subset) {
   for (size_t i = 0; i < value_count; ++i) is_known |= values[i].tensor == output_tensor;
   for (int i = 0; i < node.InputCount(); ++i) is_known |= node.InputIndex(i) == output_tensor;
   if (is_known) return node.Fail("two nodes compute one tensor, or one is needed before it is computed");
-  Step step = {action.kind, 0, kNone, kNone, kNone, 0, action.channels, action.low, action.high, 0, nullptr, 0, false};
+  Step step = {action.kind, 0, kNone, kNone, kNone, 0, action.channels, action.clamp, 0, nullptr, 0, false};
   step.first = ValueOf(node, action.main, action.rows, action.channels);
   const auto constant = [&](int input) {  // or an operand of all rows
     const size_t elements = Elements(*node.Input(input));
@@ -289,54 +287,17 @@ bool Pointwise::Prepare(const NodeView& node, const Options&) {
   return PlaceValues(node) || node.FailForMemory();
 }
 
-template <typename T>
-T Slope(T x, T slope) {
-  return Choose(x < 0.0f, x * slope, x);
-}
-
-// What a loop reads at i: a value of a row, or the same number everywhere.
-struct AtFour {
-  size_t i;
-  Lanes operator()(const float* values) const { return LoadLanes(values + i); }
-  Lanes operator()(float number) const { return Lanes{number, number, number, number}; }
-};
-struct AtOne {
-  size_t i;
-  float operator()(const float* values) const { return values[i]; }
-  float operator()(float number) const { return number; }
-};
-
-// to[i] = body(at), for each i or for four of them.
-template <typename Body>
-void Map(float* to, size_t count, const Body& body) {
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    StoreLanes(to + i, body(AtFour{i}));
-  }
-  for (; i < count; ++i) to[i] = body(AtOne{i});
-}
-
 // Calls body(first, size) for parts of a row over which something narrower repeats.
 template <typename Body>
 void ForRepeats(size_t count, size_t width, const Body& body) {
   for (size_t i = 0; i < count; i += width) body(i, count - i < width ? count - i : width);
 }
 
-void ClampRow(float low, float high, float* to, size_t count) {
-  if (std::isinf(low) && std::isinf(high)) return;
-  Map(to, count, [=](auto at) {
-    const auto x = Choose(at(to) < at(low), at(low), at(to));
-    return Choose(x > at(high), at(high), x);
-  });
-}
-
-float Dot(const float* a, const float* b, size_t count) {
-  Lanes sums = {};
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sums += LoadLanes(a + i) * LoadLanes(b + i);
-  float sum = Sum(sums);
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
+void SlopeRow(const float* x, const float* slope, float* to, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    const float scaled = x[i] * slope[i];
+    to[i] = x[i] < 0 ? scaled : x[i];
+  }
 }
 
 void PackRow(const KernelSet& kernels, const float* from, size_t channels, uint32_t* bits) {
@@ -390,11 +351,11 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
         });
         break;
       case kSlope:
-        Map(output, channels, [=](auto at) { return Slope(at(x), at(slope)); });
+        SlopeRow(x, slope, output, channels);
         break;
       case kScale:
         kernels.scale(x, y, bias, output, channels);
-        ClampRow(step.low, step.high, output, channels);
+        step.clamp.Apply(output, channels);
         break;
       case kTile:
         ForRepeats(width, channels, [&](size_t i, size_t size) { std::memcpy(output + i, x, size * sizeof(float)); });
@@ -406,11 +367,11 @@ void Pointwise::Run(const NodeView& node, const Step& step, size_t first, size_t
         } else {
           for (size_t unit = 0; unit < width; ++unit) {
             const Span& span = spans[step.spans + unit];
-            output[unit] = Dot(x + span.first, filter + span.weights, span.count);
+            output[unit] = DotInFours(x + span.first, filter + span.weights, span.count);
           }
         }
         if (bias) kernels.add(output, bias, nullptr, output, width);
-        ClampRow(step.low, step.high, output, width);
+        step.clamp.Apply(output, width);
         break;
       }
       case kSigns: {

@@ -60,16 +60,6 @@ bool ReadMain(const NodeView& node, int index, Action* action) {
   action->main = index;
   action->rows = Product(*main->dims, 0, main->dims->size - 1);
   action->channels = action->width = static_cast<size_t>(main->dims->data[main->dims->size - 1]);
-  action->low = -__builtin_huge_valf();
-  action->high = __builtin_huge_valf();
-  return true;
-}
-
-bool ReadClamps(int activation, Action* action) {
-  if (activation < litert::kNoActivation || activation > litert::kRelu6) return false;
-  if (activation == litert::kRelu || activation == litert::kRelu6) action->low = 0;
-  if (activation == litert::kRelu6) action->high = 6;
-  if (activation == litert::kReluN1To1) action->low = -1, action->high = 1;
   return true;
 }
 
@@ -87,7 +77,7 @@ bool ReadDepthwise(const NodeView& node, Action* action) {
     return false;
   }
   action->kind = kScale;
-  return ReadClamps(params->activation, action);
+  return action->clamp.Read(params->activation);
 }
 
 // A convolution of one tap whose units see few channels each; XNNPACK is fast for others.
@@ -109,7 +99,7 @@ bool ReadConvolution(const NodeView& node, Action* action) {
   if (products > units * group_channels / 4) return false;
   action->kind = kMean;
   action->width = units;
-  return ReadClamps(params->activation, action);
+  return action->clamp.Read(params->activation);
 }
 
 bool ReadArithmetic(const NodeView& node, Kind kind, int activation, Action* action) {

@@ -2,6 +2,7 @@
 #ifndef BINARYVIT_OPS_BUILTIN_POINTWISE_ACTION_H_
 #define BINARYVIT_OPS_BUILTIN_POINTWISE_ACTION_H_
 
+#include "ops/builtin/clamp.h"
 #include "ops/op.h"
 
 namespace binaryvit {
@@ -15,7 +16,7 @@ struct Action {
   size_t rows;
   size_t channels;
   size_t width;  // of a row of the output
-  float low, high;  // clamps of convolutions
+  Clamp clamp;  // of convolutions
 };
 
 // Where the filter of a unit isn't zero.
