@@ -106,7 +106,8 @@ class DeiT(ImageClassifier):
         mlp_ratio = positive_integer("mlp_ratio", mlp_ratio)
         if positive_integer("embed_dim", embed_dim) % positive_integer("num_heads", num_heads):
             raise ValueError(f"num_heads must divide embed_dim. Received: num_heads={num_heads}, embed_dim={embed_dim}")
-        kernel = keras.initializers.TruncatedNormal(stddev=0.02)
+        # A configuration: one initializer would give all kernels of a size the same values.
+        kernel = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
         inputs = keras.Input(image_shape, name="images")
         x = PatchEmbedding(

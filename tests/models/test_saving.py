@@ -1,4 +1,4 @@
-"""What is saved computes the same in a process that has nothing but the file."""
+"""How models start, and that what is saved computes the same in a process that has nothing but the file."""
 
 import os
 import subprocess
@@ -48,6 +48,13 @@ def results(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
     subprocess.run([sys.executable, "-c", SCRIPT, *models], cwd=folder, env=environment, check=True)
     return {name: (model, dict(np.load(folder / f"{name}.npz"))) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_kernels_start_from_values_of_their_own(name):
+    kernels = [numpy(weight).ravel() for weight in MODELS[name]().weights if "kernel" in weight.path]
+    firsts = {tuple(kernel[:8]) for kernel in kernels}
+    assert len(firsts) == len(kernels) > 5
 
 
 def test_models_load_in_a_new_process(results):
