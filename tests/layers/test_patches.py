@@ -82,8 +82,9 @@ def test_embedding_starts_as_the_authors_code_does():
         assert 0.9 / 16 < np.abs(float64(weight)).max() <= 1 / 16  # U(+-1 / sqrt(fan_in))
     position = float64(layer.position_embedding)
     assert position.shape == (8, 8, 64)
-    # A normal distribution cut off at two standard deviations; Keras draws it so that 0.02 is the uncut deviation.
-    assert 0.016 < position.std() < 0.0205 and np.abs(position).max() <= 0.0501
+    # A normal distribution cut off at two standard deviations; Keras draws it so that 0.02 is the uncut deviation, and
+    # leaves a value beyond in some hundred thousands on PyTorch.
+    assert 0.016 < position.std() < 0.0205 and np.sort(np.abs(position).ravel())[-4] <= 0.0401
 
 
 @pytest.mark.parametrize("channels, embed_dim", [(4, 4), (4, 8), (3, 9)])
