@@ -1,11 +1,12 @@
 """Speed, size and memory in binaryvit-runtime and LiteRT: `python benchmarks/runtime.py [--image-size 32]`.
 
-Makes the flatbuffers of all networks with random weights and runs them by turns on one thread. CPU time counts,
-whatever else the machine does. Then the wall-clock times with `--threads`, and each network's peak memory in a process
-of its own. At 224x224 the accuracy on ImageNet is what the papers report.
+Makes the flatbuffers of all networks with random weights and runs them alternately: the CPU time of one thread, then
+the wall-clock time of `--threads`. The peak memory of each is that of a process of its own, beyond the imports. At
+224x224 the accuracy on ImageNet is what the papers report.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-# Files by the side of the images; a name is a network and what its file holds. With the accuracy that papers report:
+# By the images' height and width: network and kind of its file, and the accuracy that its paper reports:
 # arXiv 2306.16678, 1801.04381, 1905.02244 (table 4 for int8), 2012.12877.
 NETWORKS = {
     224: {
@@ -113,7 +114,7 @@ def peak_memory():
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def times_by_turns(functions, rounds, clock):
+def interleaved_times(functions, rounds, clock):
     """Returns the milliseconds of each function in each round, `(rounds, functions)`."""
     times = []
     for _ in range(rounds + 3):
@@ -129,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, choices=NETWORKS, default=224)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2, help="of the second table")
+    parser.add_argument("--threads", type=int, default=2, help="of the wall-clock times")
     parser.add_argument("--output", type=Path, default=Path("out/benchmark"), help="where the flatbuffers are kept")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -161,7 +162,7 @@ def main() -> None:
             os.environ["BINARYVIT_KERNELS"] = kernels
             functions[f"{ours}, {kernels} kernels"] = Interpreter(files[ours], threads).predict
         os.environ.pop("BINARYVIT_KERNELS")
-        if side == 224:
+        if side == 224 and importlib.util.find_spec("larq_compute_engine"):
             import larq_compute_engine as lce
 
             flatbuffer = files["binaryvit_small lce"].read_bytes()
@@ -171,7 +172,7 @@ def main() -> None:
 
     def measure(threads, clock):
         functions = interpreters(threads)
-        times = times_by_turns([lambda f=f: f(image) for f in functions.values()], arguments.rounds, clock)
+        times = interleaved_times([lambda f=f: f(image) for f in functions.values()], arguments.rounds, clock)
         return dict(zip(functions, np.median(times, axis=0), strict=True))
 
     one, more = measure(1, time.thread_time), measure(arguments.threads, time.perf_counter)

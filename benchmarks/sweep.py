@@ -11,13 +11,13 @@ import argparse
 import ast
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import binaryvit_commands.recipe as recipes
+from binaryvit_commands import command
 
 
 def setting(text: str) -> tuple[str, list[Any]]:
@@ -35,32 +35,25 @@ def setting(text: str) -> tuple[str, list[Any]]:
     return name, [parsed(value) for value in values.split(",")]
 
 
-def run(recipe: recipes.Recipe, changes: dict[str, Any]) -> list[float]:
-    """Returns the validation accuracies of a run's epochs; trains what isn't done of it."""
-    result = recipe.output / "accuracies.json"
-    if not result.exists():
-        from binaryvit_commands import training
+def run(recipe: recipes.Recipe, changes: dict[str, Any]) -> float:
+    """Returns the last validation accuracy of a run, after training what isn't done of it."""
+    from binaryvit_commands import training
 
-        options = {field.name for field in dataclasses.fields(recipe)}
-        recipe = dataclasses.replace(recipe, **{name: value for name, value in changes.items() if name in options})
-        others = {name: value for name, value in changes.items() if name not in options}
-        _, history = training.train(dataclasses.replace(recipe, resume=recipe.output.exists()), **others)
-        result.write_text(json.dumps(history["val_accuracy"]))
-    return json.loads(result.read_text())
+    options = {field.name for field in dataclasses.fields(recipe)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in changes.items() if name in options})
+    others = {name: value for name, value in changes.items() if name not in options}
+    _, history = training.train(dataclasses.replace(recipe, resume=recipe.output.exists()), **others)
+    return history["val_accuracy"][-1]
 
 
+@command
 def main() -> None:
     """Reads the command line, trains what isn't done yet, and prints the table, the best first."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=recipes.RECIPES, default="small_images")
-    name = first.parse_known_args()[0].recipe
-    parser = argparse.ArgumentParser(
-        description=__doc__, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="digits, a folder of images, or a prepared TensorFlow data set")
     parser.add_argument("--vary", type=setting, action="append", required=True, help="name=value,value")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on (default: %(default)s)")
-    recipes.add_arguments(parser, **{**recipes.RECIPES[name], "output": Path("out/sweep")})
+    recipes.add_recipe(parser, output=Path("out/sweep"))
     arguments = parser.parse_args()
     recipe = recipes.recipe(arguments)
     names, values = zip(*arguments.vary, strict=True)
@@ -72,7 +65,7 @@ def main() -> None:
         for seed in range(recipe.seed, recipe.seed + arguments.seeds):
             print(f"{title}, seed {seed}:", flush=True)
             folder = recipe.output / f"{title}, seed {seed}".replace("/", "_")
-            accuracies.append(run(dataclasses.replace(recipe, seed=seed, output=folder), changes)[-1])
+            accuracies.append(run(dataclasses.replace(recipe, seed=seed, output=folder), changes))
         rows.append((np.mean(accuracies), np.std(accuracies, ddof=1) if len(accuracies) > 1 else None, title))
     print("\n| settings | validation accuracy after the last epoch | deviation |\n|---|---|---|")
     for mean, deviation, title in sorted(rows, key=lambda row: -row[0]):

@@ -105,6 +105,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What they change of `Recipe`."""
 
 
+def add_recipe(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Adds `--recipe`, and the options of `add_arguments` with the defaults of the recipe that the command names."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", choices=RECIPES, default="small_images")
+    name = first.parse_known_args()[0].recipe
+    text = "defaults of all others, shown here for %(default)s"
+    parser.add_argument("--recipe", choices=RECIPES, default=name, help=text)
+    add_arguments(parser, **{**RECIPES[name], **defaults})
+
+
 def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Adds an option for everything in `Recipe` but the data set, and one for Keras' backend."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)} | defaults

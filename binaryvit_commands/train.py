@@ -14,9 +14,6 @@ from binaryvit_commands import command
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments; the recipe that is named sets the defaults of the others."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=recipes.RECIPES, default="small_images")
-    name = first.parse_known_args()[0].recipe
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,14 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "dataset", help="a folder of images, digits, or a data set that TensorFlow Datasets has prepared"
     )
-    parser.add_argument(
-        "--recipe",
-        choices=recipes.RECIPES,
-        default="small_images",
-        help="defaults of all others, shown here for %(default)s",
-    )
-    parser.set_defaults(recipe=name)
-    recipes.add_arguments(parser, **recipes.RECIPES[name])
+    recipes.add_recipe(parser)
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ import pytest
 from deploy_checks import functional, images, pyramid, sample_errors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from layer_checks import float64, numpy
+from layer_checks import float64, numpy, randomize
 from requirements import needs_interpreter
 
 import keras_binaryvit as kb
@@ -430,10 +430,11 @@ def test_single_layers(shape, layer):
 @with_runtime
 @pytest.mark.parametrize("side, fused", [(129, True), (131, False)])
 def test_windows_beyond_the_operators_reach(side, fused):
-    model = functional((3, 2, 8), kb.layers.MultiBranchAveragePooling(((1, side), (side, 1))))
+    model = randomize(functional((3, 2, 8), kb.layers.MultiBranchAveragePooling(((1, side), (side, 1)))))
     flatbuffer = kb.deploy.convert(model, "fused")
     assert interpreters.is_fused(flatbuffer) == fused
-    assert np.isfinite(kb.deploy.run(flatbuffer, images(model, 1))).all()
+    x = images(model, 1)
+    np.testing.assert_allclose(kb.deploy.run(flatbuffer, x), numpy(model(x)), rtol=1e-5, atol=1e-5)
 
 
 @with_runtime
