@@ -90,6 +90,17 @@ PRESETS = {
     "binaryvit_32": Preset(
         _32, PresetMetadata("A pyramid of 5 blocks for 32x32 images behind a stem of convolutions", 2_357_679)
     ),
+    "binaryvit_32_cifar10": Preset(
+        _32,
+        PresetMetadata(
+            "binaryvit_32, trained on CIFAR-10",
+            2_357_679,
+            dataset="cifar10",
+            top1=0.8636,
+            recipe="binaryvit-train cifar10 --recipe cifar10, a WRN-16-4 as teacher; docs/training.md",
+        ),
+        sha256="69db73f23d45b3a2e4cee79709809898202e2350a0164309b2ef8eb0719973cb",
+    ),
     "reactdeit_small": _flat(1, 22_406_260, use_class_token=True, use_pooling_branches=False, use_affine=False),
     "reactdeit_small_avg_pool": _flat(2, 22_405_492, use_pooling_branches=False, use_affine=False),
     "reactdeit_small_avg_pool_multi_branch": _flat(3, 22_442_356, use_affine=False),
