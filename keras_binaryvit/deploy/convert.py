@@ -104,13 +104,9 @@ def convert(
             )
         chosen = "tensorflow"
     named = model if hasattr(model, "inputs") else frozen  # a subclassed model has neither of its own
-    inputs, outputs = _input_names(named), _output_names(named)
     shapes = [_input_shape(tensor, batch_size) for tensor in named.inputs]
-    if keras.backend.backend() == "tensorflow":
-        content = convert_frozen(frozen, shapes, chosen)
-    else:
-        content = _convert_elsewhere(frozen, shapes, chosen)
-    content = _renamed(content, named.inputs, shapes, inputs, outputs)
+    written = convert_frozen if keras.backend.backend() == "tensorflow" else _convert_elsewhere
+    content = written(frozen, shapes, _input_names(named), _output_names(named), chosen)
     _check(frozen, content)
     if remaining := [row for row in rows if not row.binary]:
         named_rows = "".join(f"\n  {row}" for row in remaining)
@@ -195,8 +191,10 @@ def _input_shape(tensor: keras.KerasTensor, batch_size: int | None) -> tuple[int
     return (batch_size or fixed or 1, *sides)
 
 
-def convert_frozen(frozen: keras.Model, shapes: Sequence[tuple[int, ...]], converter: str) -> bytes:
-    """Returns the flatbuffer of a frozen model for inputs of `shapes`, in any order, on TensorFlow."""
+def convert_frozen(
+    frozen: keras.Model, shapes: Sequence[Sequence[int]], inputs: list[str], outputs: list[str], converter: str
+) -> bytes:
+    """Returns the flatbuffer of a frozen model, on TensorFlow, with inputs of these shapes and names, and outputs."""
     import tensorflow as tf
 
     # LCE cuts the names of tensors to 50 characters, which belong to the layers.
@@ -222,14 +220,16 @@ def convert_frozen(frozen: keras.Model, shapes: Sequence[tuple[int, ...]], conve
             content = lce.convert_saved_model(folder)
         else:
             content = tensorflow_converter.convert_saved_model(folder)
-    return _named_after_layers(content, layers)
+    file = flatbuffer.unpack(content)
+    if converter == "tensorflow":
+        tensorflow_converter.optimize(file)
+    _name_operators(file, layers)
+    _name_ends(file, frozen, shapes, inputs, outputs)
+    return flatbuffer.pack(file)
 
 
-def _named_after_layers(content, layers):
+def _name_operators(model, layers):
     """Gives the tensors of written operators names after their layers, which converters lose; `inspect` reads them."""
-    if not layers:
-        return content
-    model = flatbuffer.unpack(content)
     names = flatbuffer.operator_names(model)
     for graph in model.subgraphs:
         for operator in graph.operators:
@@ -242,17 +242,16 @@ def _named_after_layers(content, layers):
                 constant = model.buffers[graph.tensors[index].buffer].data is not None
                 if index >= 0 and (constant or index in operator.outputs):
                     graph.tensors[index].name = name.encode()
-    return flatbuffer.pack(model)
 
 
-def _convert_elsewhere(frozen, shapes, converter):
+def _convert_elsewhere(frozen, *arguments):
     names = {type(layer).__module__ for layer in frozen._flatten_layers()}
     modules = sorted(name for name in names if name.split(".")[0] not in ("keras", "keras_binaryvit", "builtins"))
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "frozen.keras"), Path(folder, "model.tflite")
         frozen.save(source)
-        arguments = json.dumps({"shapes": shapes, "converter": converter, "modules": modules})
-        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_worker", str(source), str(target), arguments]
+        command = [sys.executable, "-m", "keras_binaryvit.deploy.convert_worker", str(source), str(target)]
+        command.append(json.dumps({"modules": modules, "arguments": arguments}))
         # Modules of the caller's own layers are found where the caller finds them.
         path = os.pathsep.join(entry or os.curdir for entry in sys.path)
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}
@@ -262,14 +261,13 @@ def _convert_elsewhere(frozen, shapes, converter):
         return target.read_bytes()
 
 
-def _renamed(content, inputs, shapes, input_names, output_names):
-    """Returns the flatbuffer with the model's inputs and outputs, in its order and under its names."""
-    model = flatbuffer.unpack(content)
+def _name_ends(model, frozen, shapes, input_names, output_names):
+    """Gives a file the model's inputs and outputs, in its order and under its names."""
     schema, graph, signature = flatbuffer.schema(), model.subgraphs[0], model.signatureDefs[0]
     places = {entry.name.decode(): entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
     types = {name: number for number, name in flatbuffer.names("TensorType").items()}
     graph.inputs, graph.outputs, signature.inputs, signature.outputs = [], [], [], []
-    for index, (tensor, shape, name) in enumerate(zip(inputs, shapes, input_names, strict=True)):
+    for index, (tensor, shape, name) in enumerate(zip(frozen.inputs, shapes, input_names, strict=True)):
         place = places.get(f"input_{index}")
         if place is None:  # nothing reads it, and the converter dropped it
             place = len(graph.tensors)
@@ -284,24 +282,23 @@ def _renamed(content, inputs, shapes, input_names, output_names):
             graph.tensors[place].name = name.encode()
         graph.outputs.append(place)
         signature.outputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=place))
-    return flatbuffer.pack(model)
 
 
 def _check(frozen, content):
     """Checks that each binary layer is a binary operator, and that an interpreter knows each operator."""
-    known = {*_LCE_OPERATORS, *OPERATORS, *flatbuffer.names("BuiltinOperator").values()}
-    unknown = [operator for operator in inspect(content).operators if operator.name not in known]
-    if unknown:
-        found = "".join(f"\n  {operator.name}, in the layer {operator.origin!r}" for operator in unknown[:10])
+    counts = count_operators(content)
+    if unknown := set(counts).difference(_LCE_OPERATORS, OPERATORS, flatbuffer.names("BuiltinOperator").values()):
+        found = [operator for operator in inspect(content).operators if operator.name in unknown]
+        lines = "".join(f"\n  {operator.name}, in the layer {operator.origin!r}" for operator in found[:10])
         raise ConversionError(
-            f"No interpreter has these operators:{found}\nWrite what the layer computes with other operations, such as "
+            f"No interpreter has these operators:{lines}\nWrite what the layer computes with other operations, such as "
             "those of keras.ops that are sums, products, exp, log, tanh or comparisons."
         )
     operators = [("LceBconv2d", layer) for layer in binary_layers(frozen)]
     operators += [(layer.operator, layer) for layer in fused_layers(frozen)]
-    # Converters compute equal layers of one input once.
-    expected = collections.Counter(name for name, _ in {(name, _constants(layer)) for name, layer in operators})
-    for name, count in (expected - count_operators(content)).items():
+    different = dict.fromkeys((name, _constants(layer)) for name, layer in operators)
+    expected = collections.Counter(name for name, _ in different)  # equal layers of one input are computed once
+    for name, count in (expected - counts).items():
         raise ConversionError(
             f"The model has {expected[name]} different layers that are {name}, but the file has "
             f"{expected[name] - count}; the others would run in float32. Please report the model."

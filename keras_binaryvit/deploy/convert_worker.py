@@ -1,7 +1,7 @@
 """`python -m keras_binaryvit.deploy.convert_worker FROZEN.keras MODEL.tflite ARGUMENTS`: the TensorFlow part of
 `convert`, where training runs on another backend.
 
-ARGUMENTS is JSON: the shapes of the inputs, the converter, and the modules that hold layers of the model.
+ARGUMENTS is JSON: those of `convert_frozen` after the model, and the modules that hold layers of the model.
 """
 
 import importlib
@@ -20,7 +20,7 @@ def main(source: str, target: str, arguments: str) -> None:
     for module in options["modules"]:
         importlib.import_module(module)
     frozen = keras.saving.load_model(source, compile=False)
-    write_file(target, convert_frozen(frozen, options["shapes"], options["converter"]))
+    write_file(target, convert_frozen(frozen, *options["arguments"]))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def report(
     batch = [array[: tensor.shape[0]] for array, tensor in zip(inputs, content.inputs, strict=True)]
     latencies = [row for count in threads for row in _latencies(flatbuffer, batch, count, runs)]
     title = title or model.name
+    total = inspection.total
+    operators = [[name, *_cost_cells(cost, total)] for name, cost in inspection.by_name().items()]
     page = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=_text(title),
@@ -74,7 +76,7 @@ def report(
         size=_size(model, inspection),
         agreement=_agreement(verification),
         latency=_latency_table(latencies),
-        operators=_operator_table(inspection),
+        operators=_table(["operator", *_COST_HEADS], operators, [["total", *_cost_cells(total, total)]]),
         layers=_float_table(model) + _layer_table(inspection, shares),
     )
 
@@ -214,12 +216,6 @@ def _latency_table(latencies: list) -> str:
         rows.append([name, f"{count}", *figures])
     note = "<p>Milliseconds for a batch of the file's size, after three to warm up.</p>"
     return note + _table(["interpreter", "threads", "runs", "median", "10th percentile", "90th percentile"], rows)
-
-
-def _operator_table(inspection: Inspection) -> str:
-    total = inspection.total
-    rows = [[name, *_cost_cells(cost, total)] for name, cost in inspection.by_name().items()]
-    return _table(["operator", *_COST_HEADS], rows, [["total", *_cost_cells(total, total)]])
 
 
 def _float_table(model: keras.Model) -> str:

@@ -21,23 +21,21 @@ _ALWAYS, _NEVER = -(2**31), 2**31 - 1  # thresholds of outputs that are always, 
 
 
 def convert_saved_model(folder: str) -> bytes:
-    """Returns the flatbuffer of a SavedModel whose layers have written LCE's operators themselves."""
+    """Returns the flatbuffer of a SavedModel whose layers have written LCE's operators themselves, for `optimize`."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.allow_custom_ops = True
     converter.unfold_batchmatmul = True  # as LCE's converter does
-    return optimize(converter.convert())
+    return converter.convert()
 
 
-def optimize(content: bytes) -> bytes:
-    """Returns a file whose every LceBconv2d has packed inputs and gives floats as LCE's converter leaves it."""
-    model = flatbuffer.unpack(content)
+def optimize(model: Any) -> None:
+    """Makes a `ModelT` whose every LceBconv2d has packed inputs and gives floats what LCE's converter leaves."""
     graph = _Graph(model)
     while graph.step():
         pass
     graph.write()
-    return flatbuffer.pack(model)
 
 
 class _Graph:

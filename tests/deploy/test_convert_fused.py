@@ -288,7 +288,6 @@ def test_a_lost_layer_is_an_error(model, monkeypatch):
     block = kb.deploy.convert(functional((4, 4, 32), kb.layers.BinaryTransformerBlock(2, 2, 2)), "fused")
     converting = importlib.import_module("keras_binaryvit.deploy.convert")
     monkeypatch.setattr(converting, "convert_frozen", lambda *arguments: block)
-    monkeypatch.setattr(converting, "_renamed", lambda content, *arguments: content)
     with pytest.raises(kb.deploy.ConversionError, match="2 different layers that are BinaryVitAttention, .* has 1"):
         kb.deploy.convert(model, "fused")
 
