@@ -109,11 +109,7 @@ def is_sign(quantizer: Any) -> bool:
 
 
 def signs_and_scale(layer: QuantizedKernel) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kernel of `layer` as +-1 and a factor for each unit.
-
-    Raises:
-        ValueError: Its quantized values aren't of that form.
-    """
+    """Returns the kernel of `layer` as +-1 and a factor for each unit; values of another form are a ValueError."""
     kernel, factor = layer.quantized_kernel()
     values = np.asarray(keras.ops.convert_to_numpy(kernel), np.float64)
     magnitudes = np.abs(values).reshape(-1, values.shape[-1])

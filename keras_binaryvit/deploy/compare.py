@@ -28,11 +28,8 @@ _WHOLE = 0.05  # of the outputs' size
 
 
 def check_frozen(model: keras.Model, frozen: keras.Model, rules: Mapping[type, Callable]) -> None:
-    """Compares a model with what `rules` made of it, on random inputs, layer by layer and as a whole.
-
-    Raises:
-        ConversionError: A layer differs by more than rounding; the message names it. Or the outputs differ.
-    """
+    """Compares a model with what `rules` made of it, on random inputs, layer by layer and as a whole. A layer, or an
+    output, that differs by more than rounding is a ConversionError."""
     graph = graph_of(model)
     inputs = [_random(tensor, seed) for seed, tensor in enumerate(graph.inputs)]
     seen = {id(tensor): tensor for tensor in inputs}

@@ -22,11 +22,7 @@ _MAX_RANK = 32
 
 @functools.cache
 def schema() -> Any:
-    """Returns the module of the schema's classes.
-
-    Raises:
-        ImportError: Neither ai-edge-litert nor TensorFlow is installed.
-    """
+    """Returns the module of the schema's classes."""
     for name in ("ai_edge_litert.schema_py_generated", "tensorflow.lite.python.schema_py_generated"):
         try:
             return importlib.import_module(name)

@@ -14,11 +14,7 @@ def with_float16_constants(flatbuffer: bytes) -> bytes:
     """Returns the model with its large float32 constants stored as float16, rounded to nearest.
 
     A DEQUANTIZE operator, which interpreters run once, makes float32 of each. Constants of custom operators stay
-    as they are.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer, or a constant has values that float16 hasn't.
-        ImportError: TensorFlow isn't installed.
+    as they are; one with values that float16 hasn't is a ValueError.
     """
     flatbuffers.read(flatbuffer)
     model = flatbuffers.unpack(flatbuffer)

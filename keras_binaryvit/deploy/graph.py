@@ -128,11 +128,7 @@ def nested_graph(operation: keras.Operation, dtypes: list[str]) -> keras.Model |
 
 
 def subclassed_graph(model: keras.Model) -> keras.Model:
-    """Returns the layers that a model with a `call` of its own calls, as a functional model.
-
-    Raises:
-        ConversionError: Its `call` can't be followed.
-    """
+    """Returns the layers that a model with a `call` of its own calls, as a functional model."""
     shapes = getattr(model, "_build_shapes_dict", None) or {}
     if getattr(model, "inputs", None):
         inputs = model.input
@@ -157,10 +153,7 @@ def outside_training(operation: keras.Operation) -> dict[str, bool]:
 
 def opened(layer: keras.Operation, call: Callable[[], Any], inputs: Any) -> keras.Model:
     """Returns the layers and operations of `keras.ops` between `inputs` and what `call`, of `layer`, makes of them.
-
-    Raises:
-        ConversionError: Something in it takes no symbolic tensors.
-    """
+    Where it takes no symbolic tensors it is a ConversionError."""
     inner = list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else []
     nodes = [(part, list(part._inbound_nodes), list(part._outbound_nodes)) for part in inner]
     weights = len(layer.variables) if inner else 0

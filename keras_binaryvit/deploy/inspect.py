@@ -253,12 +253,7 @@ _BINARY_PRODUCTS: dict[str, Callable[[flatbuffers.Operator], tuple[int, _Kernels
 
 
 def option(operator: flatbuffers.Operator, name: str) -> int:
-    """Returns an option of a custom operator.
-
-    Raises:
-        ValueError: The operator's options are damaged.
-        ImportError: The package `flatbuffers` isn't installed.
-    """
+    """Returns an option of a custom operator."""
     try:
         flexbuffers = importlib.import_module("flatbuffers.flexbuffers")
     except ImportError as error:

@@ -21,10 +21,7 @@ from keras_binaryvit.deploy import flatbuffer, interpreters
 def with_int8_layers(content: bytes, representative_data: np.ndarray | Iterable[Any]) -> bytes:
     """Returns a file whose weighted float operators are int8; inputs, outputs and binary operators stay as they are.
 
-    Raises:
-        ValueError: There are no representative inputs, or their shapes are others than the file's.
-        TypeError: They have another type than the file takes.
-        ImportError: TensorFlow or binaryvit-runtime isn't installed.
+    The data is an array or batches, each as `run` takes it or with targets after it, which are ignored.
     """
     operators = flatbuffer.read(content).operators
     model = flatbuffer.unpack(content)

@@ -58,12 +58,7 @@ def outputs_of(interpreter: Any, batches: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def prepared(model: flatbuffers.Model, inputs: Inputs) -> list[np.ndarray]:
-    """Returns an array for each input of `model`, of its type.
-
-    Raises:
-        TypeError: An input has another type than the model takes.
-        ValueError: There are other inputs than the model takes, or of other shapes, or values that aren't finite.
-    """
+    """Returns an array for each input of `model`, of its type, with the errors of `run`."""
     names = [tensor.name for tensor in model.inputs]
     if isinstance(inputs, Mapping) and set(inputs) == set(names):
         arrays = [np.asarray(inputs[name]) for name in names]
@@ -107,12 +102,7 @@ def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> 
 
 
 def interpreter_of(flatbuffer: bytes, num_threads: int = 1) -> Any:
-    """Returns an interpreter of `flatbuffer`: binaryvit-runtime's for fused operators and where LCE's can't run.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer.
-        ImportError: Neither of the interpreters is installed.
-    """
+    """Returns an interpreter of `flatbuffer`: binaryvit-runtime's for fused operators and where LCE's can't run."""
     return (runtime_interpreter if is_fused(flatbuffer) or not has_lce() else lce_interpreter)(flatbuffer, num_threads)
 
 
@@ -128,13 +118,7 @@ def has_lce() -> bool:
 
 
 def lce_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
-    """Returns LCE's interpreter of `flatbuffer` at its fastest settings.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer.
-        RuntimeError: It has operators that LCE doesn't know.
-        ImportError: The Larq Compute Engine isn't installed, or NumPy is newer than its interpreter takes.
-    """
+    """Returns LCE's interpreter of `flatbuffer` at its fastest settings; what it can't run is a RuntimeError."""
     if not has_lce():
         raise ImportError(
             "LCE's interpreter needs the Larq Compute Engine, which has wheels for Python 3.11 and 3.12 on 64-bit x86 "
@@ -147,13 +131,7 @@ def lce_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
 
 
 def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
-    """Returns binaryvit-runtime's interpreter of `flatbuffer`.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer.
-        RuntimeError: It has operators that the runtime doesn't know.
-        ImportError: binaryvit-runtime isn't installed.
-    """
+    """Returns binaryvit-runtime's interpreter of `flatbuffer`; what it can't run is a RuntimeError."""
     try:
         runtime = importlib.import_module("binaryvit_runtime")
     except ImportError as error:

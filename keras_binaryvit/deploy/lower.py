@@ -44,10 +44,7 @@ def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
     """Returns the graph of `model`.
 
     Our layers and the ordinary ones that affines fold into become inference operations. Layers of the user's own are
-    opened; any other layer or operation stays as it is.
-
-    Raises:
-        ConversionError: A layer can't be frozen; the message names it.
+    opened; any other layer or operation stays as it is. A layer that can't be frozen is a ConversionError.
     """
     lowering = Lowering(rules)
     graph = graph_of(model)
@@ -57,11 +54,7 @@ def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
 
 
 def graph_of(model: keras.Model) -> keras.Model:
-    """Returns the layers of any model as a functional model.
-
-    Raises:
-        ConversionError: Its `call` can't be followed.
-    """
+    """Returns the layers of any model as a functional model."""
     return functional_graph(model) or subclassed_graph(model)
 
 
