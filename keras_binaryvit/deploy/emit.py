@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy.graph import ConversionError, Graph, Input, Operation, Pick, Slot, outside_training
+from keras_binaryvit.deploy.graph import ConversionError, Graph, Input, Operation, Pick, outside_training
 
 
 def emit(graph: Graph, name: str) -> keras.Model:
@@ -36,9 +36,7 @@ def computed(graph: Graph, inputs: list[Any]) -> list[Any]:
             operation = node.options["operation"]
             if new := id(operation) not in copies:
                 copies[id(operation)] = _copy(operation, unique)
-            args, kwargs = keras.tree.map_structure(
-                lambda x, read=read: read[x.index] if isinstance(x, Slot) else x, node.options["call"]
-            )
+            args, kwargs = node.options["call"](read)
             kwargs |= outside_training(operation)
             tensors[node] = copies[id(operation)](*args, **kwargs)
             if new and isinstance(operation, keras.Layer) and operation.variables:

@@ -78,18 +78,11 @@ class Input:
 
 
 class Operation:
-    """Marks an ordinary Keras operation, called as it is: options `operation` and `call`, arguments with `Slot`s."""
+    """Marks an ordinary Keras operation: options `operation`, and `call` that gives its arguments for the inputs."""
 
 
 class Pick:
     """Marks one of several outputs of an `Operation`: option `index`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """Stands for the input `index` of a node among the arguments of an `Operation`."""
-
-    index: int
 
 
 @dataclasses.dataclass

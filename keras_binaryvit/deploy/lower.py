@@ -23,7 +23,6 @@ from keras_binaryvit.deploy.graph import (
     Node,
     Operation,
     Pick,
-    Slot,
     functional_graph,
     nested_graph,
     opened,
@@ -152,17 +151,16 @@ class Lowering:
     def operation(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         """Adds an operation that is called as it is."""
         edges = _edges((args, kwargs))
-        slots = iter(range(len(edges)))
 
-        def replaced(make):
+        def call(tensors):
+            given = iter(tensors)
             return keras.tree.map_structure(
-                lambda x: make(x) if isinstance(x, Edge) else _without_variables(x), (args, kwargs)
+                lambda x: next(given) if isinstance(x, Edge) else _without_variables(x), (args, kwargs)
             )
 
-        symbolic_args, symbolic_kwargs = replaced(_symbolic)
+        symbolic_args, symbolic_kwargs = call(map(_symbolic, edges))
         outputs = operation.compute_output_spec(*symbolic_args, **symbolic_kwargs)
         flat = keras.tree.flatten(outputs)
-        call = replaced(lambda edge: Slot(next(slots)))
         whole = self.node(Operation, edges, flat[0].shape[1:], operation=operation, call=call)
         whole.node.name = SEPARATOR.join(self._path)
         whole.node.dtype = _float32_if_real(flat[0].dtype)
