@@ -37,13 +37,9 @@ class InferenceLayer(keras.layers.Layer):
             setattr(self, name, _with_tuples(value))
 
     def _arguments(self):
-        annotations = [
-            item
-            for kind in type(self).__mro__
-            for item in inspect.get_annotations(kind).items()
-            if issubclass(kind, InferenceLayer)
-        ]
-        return [name for name, annotation in annotations if get_origin(annotation) is not ClassVar]
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, InferenceLayer)]
+        hints = [item for kind in kinds for item in inspect.get_annotations(kind).items()]
+        return [name for name, hint in hints if get_origin(hint) is not ClassVar]
 
     def get_config(self) -> dict:
         return {**super().get_config(), **{name: getattr(self, name) for name in self._arguments()}}
@@ -57,6 +53,10 @@ class InferenceLayer(keras.layers.Layer):
 
     def _constant(self, name, shape):
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
+
+
+class DepthwiseLayer(InferenceLayer):
+    """A layer with a kernel and a bias for each channel."""
 
     def _build_depthwise(self, height, width, channels):
         self.kernel = self._constant("kernel", (height, width, channels, 1))
@@ -198,7 +198,7 @@ class Dense(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class DepthwiseConvolution(InferenceLayer):
+class DepthwiseConvolution(DepthwiseLayer):
     """A convolution of each channel of maps with a kernel of its own, stride 1, zeros around the map."""
 
     kernel_size: tuple[int, int]
@@ -211,7 +211,7 @@ class DepthwiseConvolution(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Affine(InferenceLayer):
+class Affine(DepthwiseLayer):
     """`kernel * x + bias` for each channel. On maps one depthwise 1x1 convolution: one pass over memory, not two."""
 
     def build(self, input_shape: Shape) -> None:
@@ -372,7 +372,7 @@ class FloatSign(Affine):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Attention(InferenceLayer):
+class Attention(DepthwiseLayer):
     """For each query six times the sum of the values whose probability is above a threshold.
 
     `sum over keys k of 6 [softmax(q . k / sqrt(head_dim)) > threshold] v`, of signs q, k and v: integers. (Six, because

@@ -496,19 +496,12 @@ def _branches(lowering, layer, x):
     # All windows in one kernel: a cross. Zeros around the map count in the mean, as a convolution counts them.
     height, width = (max(sizes) for sizes in zip(*layer.windows, strict=True))
     kernel = np.zeros((height, width, x.shape[-1], 1))
-    bias: np.ndarray | float = 0.0
     for (h, w), affine in zip(layer.windows, layer.affines, strict=True):
         top, left = (height - h) // 2, (width - w) // 2
         kernel[top : top + h, left : left + w, :, 0] += as_array(affine.scale) / (h * w)
-        bias = bias + as_array(affine.shift)
-    y = lowering.node(
-        lce_layers.DepthwiseConvolution,
-        [x],
-        x.shape,
-        {"kernel": kernel, "bias": np.zeros(x.shape[-1])},
-        kernel_size=(height, width),
-    )
-    return y.affine(shift=bias)
+    constants = {"kernel": kernel, "bias": np.zeros(x.shape[-1])}
+    y = lowering.node(lce_layers.DepthwiseConvolution, [x], x.shape, constants, kernel_size=(height, width))
+    return y.affine(shift=sum(as_array(affine.shift) for affine in layer.affines))
 
 
 def _block(lowering, layer, x):

@@ -117,11 +117,13 @@ def verify(
 
 def _compare(actual, expected):
     """Returns for each image whether its classes differ, and all differences relative to the largest value."""
-    actual, expected = (
-        array.astype(np.float32).reshape(len(array), -1, array.shape[-1]) for array in (actual, expected)
-    )
-    difference = np.abs(actual - expected) / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    return np.any(actual.argmax(-1) != expected.argmax(-1), axis=1), difference
+    differs = (actual.argmax(-1) != expected.argmax(-1)).reshape(len(actual), -1).any(1)
+    return differs, _difference(actual, expected)
+
+
+def _difference(actual, expected):
+    actual, expected = (np.asarray(array, np.float32) for array in (actual, expected))
+    return np.abs(actual - expected) / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
 
 
 def _outputs(model, inputs):
@@ -169,15 +171,11 @@ def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tole
     )
     actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, list(tensors.values()))), arrays)
     differences = {}
-    for operation, *pair in zip(tensors, keras.tree.flatten(expected), actual, strict=True):
-        a, b = (np.asarray(keras.ops.convert_to_numpy(array), np.float32).reshape(-1) for array in pair)
-        difference = np.abs(a - b) / max(np.abs(a).max(), np.finfo(np.float32).tiny)
-        count = int(np.sum(difference > tolerance))
-        differences[operation] = (
-            f"{operation.name}: {count} of {a.size} values, by up to {difference.max():.2g} of the largest"
-            if count
-            else None
-        )
+    for operation, a, b in zip(tensors, keras.tree.flatten(expected), actual, strict=True):
+        difference = _difference(b.reshape(-1), keras.ops.convert_to_numpy(a).reshape(-1))
+        count, size = int(np.sum(difference > tolerance)), difference.size
+        found = f"{operation.name}: {count} of {size} values, by up to {difference.max():.2g} of the largest"
+        differences[operation] = found if count else None
     ends = {tensor._keras_history.operation for tensor in frozen.outputs}
     first, goes_on = None, set[keras.Operation]()
     for operation in reversed(frozen.operations):
