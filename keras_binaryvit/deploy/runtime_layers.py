@@ -99,11 +99,7 @@ class FusedLayer(InferenceLayer):
 
 
 class ResidualLayer(FusedLayer):
-    """A layer that can add a residual to its output: its input, unless it takes a second one.
-
-    Args:
-        residual: Whether it does, 0 or 1.
-    """
+    """A layer that with `residual=1` adds a residual to its output: its input, unless it takes a second one."""
 
     residual: int = 0
 
@@ -119,14 +115,7 @@ def fused_layers(frozen: keras.Model) -> list[FusedLayer]:
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class FeedForward(ResidualLayer):
-    """A `BinaryFeedForward`.
-
-    Args:
-        expansion: Hidden units for each channel.
-        residual: Whether a second input is added to the output, 0 or 1.
-
-    Shapes: `(..., channels)`, 2 to 4 dimensions, and the same comes out; the residual has it too.
-    """
+    """A `BinaryFeedForward` with `expansion` hidden units for each channel; the residual is a second input."""
 
     expansion: int
     operator = "BinaryVitFeedForward"
@@ -178,15 +167,7 @@ _PARTS = ("threshold", "multiplier", "bias", "slope")
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class SelfAttention(ResidualLayer):
-    """A `BinarySelfAttention`.
-
-    Args:
-        heads: Groups of channels next to each other.
-        reduction: Side of the squares of positions that share a key and a value.
-        residual: Whether the input is added to the output, 0 or 1.
-
-    Shapes: `(batch, height, width, channels)`, and the same comes out.
-    """
+    """A `BinarySelfAttention` on maps; squares of `reduction` by `reduction` positions share a key and a value."""
 
     heads: int
     reduction: int = 1
@@ -279,15 +260,8 @@ class SelfAttention(ResidualLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class PoolingBranches(ResidualLayer):
-    """A `MultiBranchAveragePooling`: a cross of weights for each channel, symmetric about its center.
-
-    Args:
-        vertical: Reach of the cross above and below.
-        horizontal: Reach of the cross to the left and to the right.
-        residual: Whether the input is added to the output, 0 or 1.
-
-    Shapes: `(batch, height, width, channels)`, and the same comes out.
-    """
+    """A `MultiBranchAveragePooling` on maps: a cross of weights for each channel, symmetric about its center, with a
+    reach above and below, and one to the left and to the right."""
 
     vertical: int
     horizontal: int
@@ -362,13 +336,7 @@ def _weights_inside(weights, side):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class PatchMerging(FusedLayer):
-    """A binary `PatchMerging`, up to its position embedding.
-
-    Args:
-        units: Channels of the output.
-
-    Shapes: `(batch, height, width, channels)` gives `(batch, height / 2, width / 2, units)`.
-    """
+    """A binary `PatchMerging`, up to its position embedding: maps of half the sides, with `units` channels."""
 
     units: int
     operator = "BinaryVitPatchMerging"
