@@ -142,6 +142,7 @@ def fit(
                 initial_epoch=done,
                 validation_data=validation,
                 callbacks=monitors,
+                shuffle=False,  # load shuffles
                 verbose=0,
             )
             done, history.append = stop, True
