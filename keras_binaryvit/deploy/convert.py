@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
+from keras_binaryvit.deploy.any_batch import take_any_batch
 from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
@@ -309,6 +310,7 @@ def _renamed(content, inputs, shapes, input_names, output_names):
             graph.tensors[place].name = name.encode()
         graph.outputs.append(place)
         signature.outputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=place))
+    take_any_batch(model, shapes[0][0])
     return flatbuffer.pack(model)
 
 
