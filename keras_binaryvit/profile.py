@@ -270,7 +270,7 @@ def _profile(layer, name, calls):
 
 def _input_precision(layer):
     if isinstance(layer, lce_layers.Attention | runtime_layers.FusedLayer) or (
-        isinstance(layer, lce_layers.Convolution) and layer.is_binary
+        isinstance(layer, lce_layers.Convolution) and layer.binary
     ):
         return 1
     return getattr(getattr(layer, "input_quantizer", None), "precision", None)
@@ -280,7 +280,7 @@ def _weight_precision(layer, weight):
     if isinstance(layer, runtime_layers.FusedLayer) and weight.name.startswith("kernel"):
         return 1
     if isinstance(layer, lce_layers.Convolution) and weight is layer.kernel:
-        return 1 if layer.is_binary else 32
+        return 1 if layer.binary else 32
     if isinstance(layer, QuantizedKernel) and weight is layer.kernel:
         return 32 if obstacle(layer) else 1
     digits = re.search(r"\d+", keras.backend.standardize_dtype(weight.dtype))

@@ -48,7 +48,7 @@ def binary_table(model: keras.Model) -> list[BinaryLayer]:
         if isinstance(layer, QuantizedKernel) and (layer.input_quantizer or layer.kernel_quantizer):
             reason, remedy = obstacle(layer) or ("", "")
             rows.append(BinaryLayer(layer.path, not reason, reason, remedy, layer.is_binary))
-        elif isinstance(layer, Convolution) and layer.is_binary:
+        elif isinstance(layer, Convolution) and layer.binary:
             rows.append(BinaryLayer(layer.path, True, "", "", True))
     return rows
 

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_binaryvit.deploy import lce_layers, runtime_layers
 from keras_binaryvit.deploy.graph import ConversionError, Graph, Input, Operation, Pick, Slot, outside_training
 
 
@@ -55,11 +54,7 @@ def computed(graph: Graph, inputs: list[Any]) -> list[Any]:
 
 
 def _set_constants(layer, constants):
-    if isinstance(layer, lce_layers.Convolution) and not layer.is_binary:
-        constants = {"kernel": constants["kernel"] * constants["scale"], "bias": constants["bias"]}
-    if isinstance(layer, lce_layers.FloatSign | lce_layers.Attention | runtime_layers.FusedLayer):
-        constants = layer.constants(**constants)
-    for name, value in constants.items():
+    for name, value in layer.constants(**constants).items():
         variable = getattr(layer, name)
         value = np.asarray(value, np.float32)
         variable.assign(value.reshape(variable.shape) if value.ndim else np.full(variable.shape, value))

@@ -16,7 +16,7 @@ _RULES = {"lce": RULES, "fused": lower_runtime.RULES}
 
 def binary_layers(frozen: keras.Model) -> list[keras.layers.Layer]:
     """Returns the layers of a frozen model that multiply 1-bit values with 1-bit kernels."""
-    return [layer for layer in frozen._flatten_layers() if isinstance(layer, Convolution) and layer.is_binary]
+    return [layer for layer in frozen._flatten_layers() if isinstance(layer, Convolution) and layer.binary]
 
 
 def freeze(model: keras.Model, ops: str = "lce", check: bool = True) -> keras.Model:

@@ -4,9 +4,10 @@ Each is one operation, or very few, of the Larq Compute Engine's converter; thei
 sets. All compute in float32.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, get_origin
 
 import keras
 import numpy as np
@@ -23,29 +24,43 @@ _HUGE = np.float32(2.0**100)
 
 
 class InferenceLayer(keras.layers.Layer):
-    """A layer of constants, in float32."""
+    """A layer of constants, in float32.
 
-    def __init__(self, **kwargs: Any):
-        kwargs["dtype"] = "float32"
-        kwargs["trainable"] = False
-        super().__init__(**kwargs)
+    The annotations of a class are arguments of its constructor, kept as attributes; their values are the defaults.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        names = self._arguments()
+        given = dict(zip(names, args, strict=False)) | {name: kwargs.pop(name) for name in names if name in kwargs}
+        super().__init__(**{**kwargs, "dtype": "float32", "trainable": False})
+        for name, value in given.items():
+            setattr(self, name, _with_tuples(value))
+
+    def _arguments(self):
+        annotations = [
+            item
+            for kind in type(self).__mro__
+            for item in inspect.get_annotations(kind).items()
+            if issubclass(kind, InferenceLayer)
+        ]
+        return [name for name, annotation in annotations if get_origin(annotation) is not ClassVar]
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **{name: getattr(self, name) for name in self._arguments()}}
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
+
+    def constants(self, *_: Any, **values: Any) -> dict[str, Any]:
+        """Returns the layer's weights, of the constants of its node in the graph."""
+        return values
 
     def _constant(self, name, shape):
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
 
 
-class SizedLayer(InferenceLayer):
-    """A layer with one argument, `size`."""
-
-    def __init__(self, size: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.size = size
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "size": self.size}
+def _with_tuples(value):
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value  # JSON has lists only
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -64,9 +79,10 @@ class Quantize(InferenceLayer):
         quantizer: Whatever `quantizers.get` takes.
     """
 
+    quantizer: Any
+
     def __init__(self, quantizer: QuantizerLike, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.quantizer: Any = quantizers.get(quantizer)
+        super().__init__(quantizer=quantizers.get(quantizer), **kwargs)
 
     def call(self, inputs: Tensor) -> Tensor:
         return self.quantizer(inputs)
@@ -86,10 +102,8 @@ class Pad(InferenceLayer):
     Shapes: `(batch, height, width, channels)` gives `(batch, top + height + bottom, left + width + right, channels)`.
     """
 
-    def __init__(self, paddings: Sequence[tuple[int, int]], value: float, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.paddings = tuple(map(tuple, paddings))
-        self.value = value
+    paddings: Sequence[tuple[int, int]]
+    value: float
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.pad(inputs, ((0, 0), *self.paddings, (0, 0)), constant_values=self.value)
@@ -98,9 +112,6 @@ class Pad(InferenceLayer):
         batch, *sides, channels = input_shape
         padded = (side and side + sum(around) for side, around in zip(sides, self.paddings, strict=True))
         return batch, *padded, channels
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "paddings": self.paddings, "value": self.value}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -120,67 +131,45 @@ class Convolution(InferenceLayer):
     Shapes: `(batch, height, width, channels)` gives `(batch, new_height, new_width, filters)`.
     """
 
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: tuple[int, int] = (1, 1),
-        strides: tuple[int, int] = (1, 1),
-        padding: str = "valid",
-        pad_values: float = 0.0,
-        dilation_rate: tuple[int, int] = (1, 1),
-        groups: int = 1,
-        binary: bool = False,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.options: dict[str, Any] = {
-            "filters": filters,
-            "kernel_size": tuple(kernel_size),
-            "strides": tuple(strides),
-            "padding": padding,
-            "pad_values": pad_values,
-            "dilation_rate": tuple(dilation_rate),
-            "groups": groups,
-            "binary": binary,
-        }
-        self.is_binary = binary
+    filters: int
+    kernel_size: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "valid"
+    pad_values: float = 0.0
+    dilation_rate: tuple[int, int] = (1, 1)
+    groups: int = 1
+    binary: bool = False
 
     def build(self, input_shape: Shape) -> None:
-        filters = self.options["filters"]
-        channels = input_shape[-1] // self.options["groups"]
-        self.kernel = self._constant("kernel", (*self.options["kernel_size"], channels, filters))
-        if self.is_binary:
-            self.scale = self._constant("scale", (filters,))
-        self.bias = self._constant("bias", (filters,))
+        self.kernel = self._constant("kernel", (*self.kernel_size, input_shape[-1] // self.groups, self.filters))
+        if self.binary:
+            self.scale = self._constant("scale", (self.filters,))
+        self.bias = self._constant("bias", (self.filters,))
+
+    def constants(self, **values: Any) -> dict[str, Any]:
+        return values if self.binary else {"kernel": values["kernel"] * values["scale"], "bias": values["bias"]}
 
     def call(self, inputs: Tensor) -> Tensor:
-        if self.is_binary and composite.writes(lce=True):
+        if self.binary and composite.writes(lce=True):
             return self._written(inputs)
-        padding = self.options["padding"]
-        if padding == "same" and self.options["pad_values"] != 0:
-            inputs = ops.pad(inputs, self._paddings(ops.shape(inputs)), constant_values=self.options["pad_values"])
-            padding = "valid"
-        outputs = ops.conv(
-            inputs,
-            self.kernel,
-            self.options["strides"],
-            padding,
-            data_format="channels_last",
-            dilation_rate=self.options["dilation_rate"],
-        )
-        return outputs * self.scale + self.bias if self.is_binary else outputs + self.bias
+        padding = self.padding
+        if padding == "same" and self.pad_values != 0:
+            around = [same_padding(*axis) for axis in self._axes(ops.shape(inputs)[1:3])]
+            inputs, padding = ops.pad(inputs, ((0, 0), *around, (0, 0)), constant_values=self.pad_values), "valid"
+        options = {"data_format": "channels_last", "dilation_rate": self.dilation_rate}
+        outputs = ops.conv(inputs, self.kernel, self.strides, padding, **options)
+        return outputs * self.scale + self.bias if self.binary else outputs + self.bias
+
+    def _axes(self, sides):
+        return zip(sides, self.kernel_size, self.strides, self.dilation_rate, strict=True)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *sides, _ = input_shape
-        axes = zip(sides, *(self.options[name] for name in ("kernel_size", "strides", "dilation_rate")), strict=True)
-        return batch, *(self._output_side(*axis) for axis in axes), self.options["filters"]
-
-    def _output_side(self, side, kernel_size, stride, dilation):
-        if side is None:
-            return None
-        if self.options["padding"] == "valid":
-            side -= (kernel_size - 1) * dilation
-        return -(-side // stride)
+        sides = [
+            side and -(-(side - (kernel_size - 1) * dilation * (self.padding == "valid")) // stride)
+            for side, kernel_size, stride, dilation in self._axes(sides)
+        ]
+        return batch, *sides, self.filters
 
     def _written(self, signs):
         import tensorflow as tf
@@ -189,8 +178,7 @@ class Convolution(InferenceLayer):
             kernel, scale, bias = (ops.convert_to_numpy(variable) for variable in (self.kernel, self.scale, self.bias))
         height, width, _, filters = kernel.shape
         filter_bits = composite.pack(kernel).reshape(filters, height, width, -1)
-        valid = self.options["padding"] == "valid"
-        strides, dilation = self.options["strides"], self.options["dilation_rate"]
+        valid = self.padding == "valid"
         return composite.operator(
             self,
             "LceBconv2d",
@@ -198,21 +186,14 @@ class Convolution(InferenceLayer):
             "float32",
             *(composite.bits_of(signs), filter_bits, scale, bias),
             channels_in=signs.shape[-1],
-            dilation_height_factor=dilation[0],
-            dilation_width_factor=dilation[1],
+            dilation_height_factor=self.dilation_rate[0],
+            dilation_width_factor=self.dilation_rate[1],
             fused_activation_function=0,
-            pad_values=0 if valid else int(self.options["pad_values"]),
+            pad_values=0 if valid else int(self.pad_values),
             padding=1 if valid else 0,
-            stride_height=strides[0],
-            stride_width=strides[1],
+            stride_height=self.strides[0],
+            stride_width=self.strides[1],
         )
-
-    def _paddings(self, shape):
-        sizes = (shape[1:3], self.options["kernel_size"], self.options["strides"], self.options["dilation_rate"])
-        return ((0, 0), *(same_padding(*axis) for axis in zip(*sizes, strict=True)), (0, 0))
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self.options}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -223,9 +204,7 @@ class Dense(InferenceLayer):
         units: Size of the last axis of the output.
     """
 
-    def __init__(self, units: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.units = units
+    units: int
 
     def build(self, input_shape: Shape) -> None:
         self.kernel = self._constant("kernel", (input_shape[-1], self.units))
@@ -236,9 +215,6 @@ class Dense(InferenceLayer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return *input_shape[:-1], self.units
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -251,9 +227,7 @@ class DepthwiseConvolution(InferenceLayer):
     Shapes: `(batch, height, width, channels)`, and the same comes out.
     """
 
-    def __init__(self, kernel_size: tuple[int, int], **kwargs: Any):
-        super().__init__(**kwargs)
-        self.kernel_size = tuple(kernel_size)
+    kernel_size: tuple[int, int]
 
     def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
@@ -263,9 +237,6 @@ class DepthwiseConvolution(InferenceLayer):
     def call(self, inputs: Tensor) -> Tensor:
         outputs = ops.depthwise_conv(inputs, self.kernel, 1, "same", data_format="channels_last")
         return outputs + self.bias
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "kernel_size": self.kernel_size}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -291,18 +262,13 @@ class AddConstant(InferenceLayer):
         constant_shape: Of the constant: `(channels,)`, or that of a whole map.
     """
 
-    def __init__(self, constant_shape: tuple[int, ...], **kwargs: Any):
-        super().__init__(**kwargs)
-        self.constant_shape = tuple(constant_shape)
+    constant_shape: tuple[int, ...]
 
     def build(self, input_shape: Shape) -> None:
         self.constant = self._constant("constant", self.constant_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
         return inputs + self.constant
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "constant_shape": self.constant_shape}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -351,12 +317,14 @@ class Add(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class AveragePooling(SizedLayer):
+class AveragePooling(InferenceLayer):
     """The mean over squares that don't overlap.
 
     Args:
         size: Side of a square.
     """
+
+    size: int
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.average_pool(inputs, self.size, self.size, "valid", data_format="channels_last")
@@ -378,12 +346,14 @@ class GlobalAveragePooling(InferenceLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class Upsampling(SizedLayer):
+class Upsampling(InferenceLayer):
     """Repeats each position over a square.
 
     Args:
         size: Side of a square.
     """
+
+    size: int
 
     def call(self, inputs: Tensor) -> Tensor:
         _, height, width, _ = inputs.shape
@@ -403,9 +373,7 @@ class Tile(InferenceLayer):
         copies: How many.
     """
 
-    def __init__(self, copies: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.copies = copies
+    copies: int
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.tile(inputs, (1,) * (len(inputs.shape) - 1) + (self.copies,))
@@ -413,17 +381,16 @@ class Tile(InferenceLayer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return *input_shape[:-1], input_shape[-1] * self.copies
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "copies": self.copies}
-
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class GroupMean(SizedLayer):
+class GroupMean(InferenceLayer):
     """The mean of adjacent channels of a map, as a grouped convolution: it needs no reshape.
 
     Args:
         size: Channels in a group.
     """
+
+    size: int
 
     def call(self, inputs: Tensor) -> Tensor:
         if len(inputs.shape) != 4:
@@ -441,25 +408,18 @@ class GroupMean(SizedLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class FloatSign(InferenceLayer):
+class FloatSign(Affine):
     """+1 where `kernel * x + bias >= 0`, else -1, for products in floating point; of maps.
 
     `Sign` would become two operations between packed bits and floats, and the affine before it a third. A depthwise 1x1
     convolution with factors times 2^100 and a clamp to -1 ... 1 is a single one: nothing but 0 stays between.
     """
 
-    def build(self, input_shape: Shape) -> None:
-        channels = input_shape[-1]
-        self.kernel = self._constant("kernel", (1, 1, channels, 1))
-        self.bias = self._constant("bias", (channels,))
-
     def call(self, inputs: Tensor) -> Tensor:
-        outputs = ops.depthwise_conv(inputs, self.kernel, 1, "valid", data_format="channels_last")
-        return ops.minimum(ops.maximum(outputs + self.bias, -1.0), 1.0)
+        return ops.minimum(ops.maximum(super().call(inputs), -1.0), 1.0)
 
-    @staticmethod
-    def constants(kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the layer's constants for an affine: a `bias` that moves a result of 0 to +1, both times 2^100."""
+    def constants(self, kernel: np.ndarray, bias: np.ndarray) -> dict[str, Any]:
+        """Returns the weights for an affine: a `bias` that moves a result of 0 to +1, both times 2^100."""
         bias = np.asarray(bias, np.float32)
         bias = np.where(bias == 0, np.float32(2.0**-90), np.nextafter(bias, np.float32(np.inf)))
         return {"kernel": np.asarray(kernel, np.float32) * _HUGE, "bias": bias * _HUGE}
@@ -479,9 +439,7 @@ class Attention(InferenceLayer):
     shape comes out.
     """
 
-    def __init__(self, num_heads: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
+    num_heads: int
 
     def build(self, input_shape: Shape) -> None:
         _, keys_shape, _ = input_shape
@@ -534,13 +492,8 @@ class Attention(InferenceLayer):
         outputs = ops.depthwise_conv(ops.softmax(scores), self.kernel, 1, "valid", data_format="channels_last")
         return ops.relu6(outputs + self.bias)
 
-    @staticmethod
-    def constants(threshold: float) -> dict[str, np.float32]:
-        """Returns the layer's constants for a threshold."""
+    def constants(self, threshold: float) -> dict[str, Any]:
         return {"kernel": _HUGE, "bias": -np.float32(threshold) * _HUGE}
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "num_heads": self.num_heads}
 
 
 def _product(x, weights):

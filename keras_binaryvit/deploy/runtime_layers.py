@@ -4,7 +4,7 @@ docs/operators.md defines what they compute, in which order; the names here are 
 of that page, and kernels of +-1, units last. While a model is converted, each writes itself (`composite.py`).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -30,9 +30,9 @@ class FusedLayer(InferenceLayer):
         output_shift: Row that shifts the output, `None` where there is none.
     """
 
-    operator: str
-    output_scale: str | None = None
-    output_shift: str | None = None
+    operator: ClassVar[str]
+    output_scale: ClassVar[str | None] = None
+    output_shift: ClassVar[str | None] = None
 
     @property
     def attributes(self) -> dict[str, int]:

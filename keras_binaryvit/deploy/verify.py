@@ -148,7 +148,12 @@ def structured(model: keras.Model, inputs: list[np.ndarray]) -> Any:
 
 
 def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tolerance: float = 1e-4) -> str | None:
-    """Returns the first layer of the frozen model whose outputs in `flatbuffer` differ, and by how much.
+    """Returns the first layer of the frozen model from which on `flatbuffer` differs up to an output, and by how much.
+
+    A tensor with the name and the shape of a layer's output may be another: converters compute `(x + a) + b` as
+    `x + (a + b)`, and give the inner sum the layer's name. Such a layer differs and its readers don't. So a layer
+    counts only where the difference goes on through its readers, those in between that can't be compared let through,
+    to an output; outputs are compared by their order.
 
     Args:
         model: The Keras model, trained or frozen.
@@ -163,44 +168,56 @@ def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tole
     size = content.inputs[0].shape[0]
     batch = [np.repeat(np.asarray(array)[None], size, axis=0) for array in keras.tree.flatten(inputs)]
     arrays = prepared(content, batch)
-    fused = is_fused(flatbuffer)
-    frozen = freeze(model, "fused" if fused else "lce", check=False)
-    watched = _outputs_by_layer(flatbuffer)
-    named = {(layer.name, tuple(layer.output.shape[1:])): layer for layer in frozen.layers if not _is_packed(layer)}
-    layers = [layer for key, layer in named.items() if key in watched]
-    indices = [watched[key] for key in named if key in watched]
-    expected = keras.Model(frozen.input, [layer.output for layer in layers])(structured(frozen, arrays), training=False)
-    actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, indices)), arrays)
-    for layer, a, b in zip(layers, keras.tree.flatten(expected), actual, strict=True):
-        a = keras.ops.convert_to_numpy(a).reshape(-1)
-        difference = np.abs(a - b.reshape(-1)) / max(np.abs(a).max(), np.finfo(np.float32).tiny)
-        if difference.max() > tolerance:
-            count = int(np.sum(difference > tolerance))
-            return f"{layer.name}: {count} of {a.size} values, by up to {difference.max():.2g} of the largest"
-    return None
+    frozen = freeze(model, "fused" if is_fused(flatbuffer) else "lce", check=False)
+    tensors = _tensors_by_layer(flatbuffer, frozen)
+    expected = keras.Model(frozen.input, [operation.output for operation in tensors])(
+        structured(frozen, arrays), training=False
+    )
+    actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, list(tensors.values()))), arrays)
+    differences = {}
+    for operation, *pair in zip(tensors, keras.tree.flatten(expected), actual, strict=True):
+        a, b = (np.asarray(keras.ops.convert_to_numpy(array), np.float32).reshape(-1) for array in pair)
+        difference = np.abs(a - b) / max(np.abs(a).max(), np.finfo(np.float32).tiny)
+        count = int(np.sum(difference > tolerance))
+        differences[operation] = (
+            f"{operation.name}: {count} of {a.size} values, by up to {difference.max():.2g} of the largest"
+            if count
+            else None
+        )
+    ends = {tensor._keras_history.operation for tensor in frozen.outputs}
+    first, goes_on = None, set[keras.Operation]()
+    for operation in reversed(frozen.operations):
+        readers = {node.operation for node in operation._outbound_nodes}
+        if (operation in ends or readers & goes_on) and differences.get(operation, "can't be compared"):
+            goes_on.add(operation)
+            first = differences.get(operation) or first
+    return first
 
 
-def _is_packed(layer):
-    return isinstance(layer, lce_layers.Sign)  # the flatbuffer has its bits
-
-
-def _outputs_by_layer(flatbuffer):
-    """Returns the number of the operator that computes each layer's output, by the layer's name and the shape."""
-    found = {}
-    for index, operator in enumerate(inspect(flatbuffer).operators):
-        name = operator.origin.replace("/", SEPARATOR)
+def _tensors_by_layer(flatbuffer, frozen):
+    """Returns the tensors to compare, by the operation of `frozen` whose output they may be."""
+    graph = flatbuffers.unpack(flatbuffer).subgraphs[0]
+    named = {}
+    for source, operator in zip(graph.operators, inspect(flatbuffer).operators, strict=True):
         for shape in operator.output_shapes:
-            found[name, shape[1:]] = index  # the last one of a layer
-    return found
+            named[operator.origin.replace("/", SEPARATOR), shape[1:]] = source.outputs[0]  # the last one of a layer
+    found = {}
+    for layer in frozen.layers:
+        key = layer.name, tuple(layer.output.shape[1:])
+        if key in named and not isinstance(layer, lce_layers.Sign):  # the flatbuffer has its bits
+            found[named[key]] = layer
+    for tensor, index in zip(frozen.outputs, graph.outputs, strict=True):
+        found[index] = tensor._keras_history.operation
+    return {operation: index for index, operation in found.items()}
 
 
-def _with_outputs(flatbuffer, operators):
-    """Returns `flatbuffer` with the outputs of these operators as its outputs."""
+def _with_outputs(flatbuffer, tensors):
+    """Returns `flatbuffer` with these tensors as its outputs."""
     model = flatbuffers.unpack(flatbuffer)
     graph = model.subgraphs[0]
-    graph.outputs = [graph.operators[index].outputs[0] for index in operators]
+    graph.outputs = tensors
     # XNNPACK aborts where it is left with operators whose outputs nobody reads.
-    needed, kept = set(graph.outputs), []
+    needed, kept = set(tensors), []
     for operator in reversed(graph.operators):
         if needed.intersection(operator.outputs):
             needed.update(operator.inputs)

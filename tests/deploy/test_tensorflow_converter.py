@@ -3,14 +3,13 @@
 Where LCE isn't installed, against files that it wrote (tests/golden_conversion.py).
 """
 
-import collections
 import importlib
 
 import keras
 import numpy as np
 import pytest
 from deploy_checks import functional, images
-from golden_conversion import GOLDEN, MODELS
+from golden_conversion import GOLDEN, MODELS, canonical
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -32,26 +31,6 @@ def unchecked_freezing():
 
 
 SIGNS = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
-
-
-def canonical(flatbuffer):
-    """Returns how often a file has each operator, whatever their order and the leading sides of 1 of their tensors."""
-
-    def described(tensor):
-        if tensor is None:
-            return None
-        shape = tuple(side for side in tensor.shape if side != 1) if not tensor.data else tensor.shape
-        return shape, tensor.dtype, bytes(tensor.data)
-
-    return collections.Counter(
-        (
-            operator.name,
-            tuple(described(tensor) for tensor in operator.inputs if operator.name != "RESHAPE"),
-            tuple(described(tensor)[:2] for tensor in operator.outputs if operator.name != "FULLY_CONNECTED"),
-            operator.options,
-        )
-        for operator in flatbuffers.read(flatbuffer).operators
-    )
 
 
 def assert_same_file(model, ops="lce"):

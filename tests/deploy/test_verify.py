@@ -6,8 +6,8 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from deploy_checks import randomize
-from requirements import needs_interpreter
+from deploy_checks import functional, images, pyramid, randomize
+from requirements import needs_interpreter, needs_runtime
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.verify import first_difference
@@ -71,6 +71,57 @@ def test_no_layer_differs(model, flatbuffer):
     assert result.agreement == 1 and result.first_difference is None
     np.testing.assert_allclose(result.flatbuffer_logits, kb.deploy.run(flatbuffer, IMAGES))
     np.testing.assert_allclose(result.model_logits, model.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-5)
+
+
+def real_pyramid():
+    """What is between its stages is real."""
+    return pyramid(image_shape=(32, 32, 3), stem="convolutions", binary_patch_merging=False)
+
+
+def residual_convolutions():
+    def network(x):
+        x = keras.layers.Conv2D(8, 3, padding="same", name="stem")(x)
+        y = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, padding="same", name="inner")(x))
+        x = keras.layers.Add()([x, y])
+        x = x + keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(12, 12, 8)), "float32")
+        return keras.layers.Dense(4, name="last")(keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x)))
+
+    return functional((12, 12, 3), network)
+
+
+@needs_runtime
+@pytest.mark.parametrize("ops", ["lce", "fused"])
+@pytest.mark.parametrize(
+    "create, parts",
+    [
+        (
+            real_pyramid,
+            {
+                "patch_merging_1-convolution-convolution": lambda m: m.get_layer("patch_merging_1").convolution,
+                "head-dense": lambda m: m.get_layer("head"),
+            },
+        ),
+        (
+            residual_convolutions,
+            {
+                "stem-convolution": lambda m: m.get_layer("stem"),
+                "inner-convolution": lambda m: m.get_layer("inner"),
+                "last-dense": lambda m: m.get_layer("last"),
+            },
+        ),
+    ],
+)
+def test_a_tensor_that_a_converter_moved_a_constant_out_of_is_no_difference(ops, create, parts):
+    """It has the name and the shape of a layer's output, and what is read of it adds the constant."""
+    model = create()
+    flatbuffer, (image,) = kb.deploy.convert(model, ops), images(model, 1)
+    assert first_difference(model, flatbuffer, image) is None
+    for expected, part in parts.items():
+        kernel = part(model).kernel
+        value = kernel.numpy()
+        kernel.assign(value * 1.5)
+        assert first_difference(model, flatbuffer, image).startswith(f"{expected}: ")
+        kernel.assign(value)
 
 
 def test_classes_that_differ_are_an_error_that_names_the_layer(model, flatbuffer):
