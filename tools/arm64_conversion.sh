@@ -4,7 +4,7 @@
 #
 #   tools/arm64_conversion.sh FOLDER
 #
-# FOLDER keeps TensorFlow's wheels for the board, 1.6 GB, and the files. It takes half an hour, what runtime/tests/arm64.sh takes,
+# FOLDER keeps TensorFlow's wheels for the board, 1.6 GB, and the files. It takes ten minutes, what runtime/tests/arm64.sh takes,
 # and a Python with TensorFlow.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
