@@ -67,6 +67,23 @@ def test_equals_the_authors_recordings(name):
     assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB"}
 
 
+@pytest.mark.parametrize("statistics", ["new", "a threshold for each filter", "some filters reversed"])
+def test_sums_on_a_threshold_beside_zeros_around_a_map(statistics):
+    """LCE makes up for the zeros after the bias, where a sum that is the threshold may become less."""
+    x = inputs = keras.Input((6, 6, 32))
+    norms = [layers.BatchNormalization(), layers.BatchNormalization()]
+    for norm in norms:
+        x = norm(kb.layers.QuantConv2D(32, 3, padding="same", **BINARY)(x))
+    model, rng = keras.Model(inputs, x), np.random.default_rng(0)
+    if statistics != "new":
+        norms[0].moving_mean.assign(rng.integers(-20, 20, 32))
+        norms[0].moving_variance.assign(rng.uniform(0.5, 90, 32))
+    if statistics == "some filters reversed":
+        norms[0].gamma.assign(rng.choice([-1.0, 0.0, 1.0], 32))
+    ops = assert_converts(model, exceptions=0)
+    assert ops["LceBconv2d"] == ops["LceQuantize"] == ops.total() / 2
+
+
 @pytest.mark.parametrize("kind", ["sum", "product", "after an activation", "before a sign"])
 def test_constant_maps_after_binary_convolutions(kind):
     """LCE's converter would take them for a number for each filter, before a sign without a word."""
