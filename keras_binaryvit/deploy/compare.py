@@ -18,6 +18,7 @@ import numpy as np
 from keras_binaryvit.deploy.emit import computed
 from keras_binaryvit.deploy.fold import fold
 from keras_binaryvit.deploy.graph import ConversionError, Graph, functional_graph, nested_graph, outside_training
+from keras_binaryvit.deploy.interpreters import random_array
 from keras_binaryvit.deploy.lower import Lowering, graph_of
 
 _SAMPLES = 4
@@ -27,12 +28,7 @@ _WHOLE = 0.05  # of the outputs' size
 
 
 def check_frozen(model: keras.Model, frozen: keras.Model, rules: Mapping[type, Callable]) -> None:
-    """Compares a model with its frozen one on random inputs, layer by layer and as a whole.
-
-    Args:
-        model: The model.
-        frozen: What became of it.
-        rules: Those of `lower` that it was frozen by.
+    """Compares a model with what `rules` made of it, on random inputs, layer by layer and as a whole.
 
     Raises:
         ConversionError: A layer differs by more than rounding; the message names it. Or the outputs differ.
@@ -88,14 +84,10 @@ def _called(operation, *args, **kwargs):
 
 
 def _random(tensor, seed):
-    rng = np.random.default_rng(seed)
     batch, *sides = tensor.shape
     shape = (batch or _SAMPLES, *(side or _SIDE for side in sides))
     dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if "float" in dtype:
-        return keras.ops.convert_to_tensor(rng.normal(size=shape), dtype)
-    # Pixels; else indices, which no table is too small for.
-    return keras.ops.convert_to_tensor(rng.integers(0, 256 if dtype == "uint8" else 2, shape), dtype)
+    return keras.ops.convert_to_tensor(random_array(np.random.default_rng(seed), shape, dtype), dtype)
 
 
 def _assert_close(operation: keras.Operation, actual: list[Any], expected: list[Any]) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 import keras
 import numpy as np
@@ -28,14 +27,9 @@ _CURRENT: ContextVar[_Writing | None] = ContextVar("writing", default=None)
 
 @contextlib.contextmanager
 def writing(lce: bool) -> Iterator[list[keras.layers.Layer]]:
-    """Makes the layers that are called inside write themselves as operators; TensorFlow is the backend.
-
-    Args:
-        lce: Whether LCE's layers do so too, for a converter that doesn't find signs and binary convolutions itself.
-
-    Yields:
-        The layers that wrote an operator. Its option `layer` is the position in this list.
-    """
+    """Makes the layers that are called inside write themselves as operators, with `lce` also those of LCE, for a
+    converter that doesn't find signs and binary convolutions itself. Yields the list of those that did: an operator's
+    option `layer` is the position in it."""
     current = _Writing(lce)
     token = _CURRENT.set(current)
     try:
@@ -66,37 +60,23 @@ def signs(layer: keras.layers.Layer, x: Tensor) -> Tensor:
 
 
 def bits_of(signs: Tensor) -> Tensor:
-    """Returns the packed bits of what `signs` gave.
-
-    Raises:
-        KeyError: It is no such tensor.
-    """
+    """Returns the packed bits of what `signs` gave."""
     return _current().packed[id(signs)][1]
 
 
 def operator(
     layer: keras.layers.Layer, name: str, shape: Shape, dtype: str, *tensors: Tensor, **attributes: int
 ) -> Tensor:
-    """Returns the output of the operator `name`, which `layer` writes.
+    """Returns the output, of this shape and type, of the operator `name` on `tensors`, which `layer` writes.
 
-    Args:
-        layer: The layer.
-        name: Of the operator.
-        shape: Of the output.
-        dtype: Of the output.
-        *tensors: The operator's inputs; NumPy arrays become constants.
-        **attributes: The operator's options.
-
-    Raises:
-        RuntimeError: It is called outside of `writing`.
+    NumPy arrays become constants, `attributes` the operator's options. Outside of `writing` it is a RuntimeError.
     """
     import tensorflow as tf
 
-    current = _current()
-    if not any(known is layer for known in current.layers):
-        current.layers.append(layer)
-    index = next(index for index, known in enumerate(current.layers) if known is layer)
-    options: dict[str, Any] = {**attributes, "layer": index}
+    layers = _current().layers
+    if layer not in layers:
+        layers.append(layer)
+    options = {**attributes, "layer": layers.index(layer)}
     written = "".join(f' attr {{ key: "{key}" value {{ i: {value} }} }}' for key, value in options.items())
     implements = f'name: "{name}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}{written}'
 

@@ -24,6 +24,7 @@ from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
 from keras_binaryvit.deploy.graph import SEPARATOR, ConversionError
+from keras_binaryvit.deploy.inspect import inspect
 from keras_binaryvit.deploy.int8 import with_int8_layers
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
@@ -32,18 +33,7 @@ from keras_binaryvit.models.image_classifier import ImageClassifier
 
 CONVERTERS = ("auto", "lce", "tensorflow")
 # Operations that LCE's converter makes part of a binary convolution.
-_MERGED_BY_LCE = (
-    "Add",
-    "AddConstant",
-    "Divide",
-    "Multiply",
-    "Negative",
-    "ReLU",
-    "Relu",
-    "Relu6",
-    "Subtract",
-    "TrueDivide",
-)
+_MERGED_BY_LCE = "Add AddConstant Divide Multiply Negative ReLU Relu Relu6 Subtract TrueDivide".split()
 _LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
 
 
@@ -162,10 +152,8 @@ def _convolutions_with_maps(frozen: keras.Model) -> list[str]:
                 name = operation.name.rpartition(SEPARATOR)[0].replace(SEPARATOR, "/")
             elif name and type(operation).__name__ in _MERGED_BY_LCE:
                 arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-                shapes = [getattr(operation, "constant_shape", ())]
-                shapes += [
-                    tuple(getattr(value, "shape", ())) for value in arguments if value is not node.input_tensors[0]
-                ]
+                shapes = [getattr(x, "shape", ()) for x in arguments if x is not node.input_tensors[0]]
+                shapes.append(getattr(operation, "constant_shape", ()))
                 if any(side > 1 for shape in shapes for side in shape[:-1]):
                     found.append(name)
             else:
@@ -175,10 +163,9 @@ def _convolutions_with_maps(frozen: keras.Model) -> list[str]:
 
 
 def _input_names(model: keras.Model) -> list[str]:
-    names = [tensor.name for tensor in model.inputs]
     # Keras counts the inputs of a process where the user gave no name.
-    unnamed = [name.startswith("keras_tensor") for name in names]
-    return _distinct(["input" if is_unnamed else name for name, is_unnamed in zip(names, unnamed, strict=True)])
+    names = [tensor.name for tensor in model.inputs]
+    return _distinct(["input" if name.startswith("keras_tensor") else name for name in names])
 
 
 def _output_names(model: keras.Model) -> list[str]:
@@ -190,12 +177,8 @@ def _output_names(model: keras.Model) -> list[str]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    counts: collections.Counter = collections.Counter()
-    result = []
-    for name in names:
-        result.append(f"{name}_{counts[name]}" if counts[name] else name)
-        counts[name] += 1
-    return result
+    before = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name}_{count}" if count else name for name, count in zip(names, before, strict=True)]
 
 
 def _input_shape(tensor: keras.KerasTensor, batch_size: int | None) -> tuple[int, ...]:
@@ -214,13 +197,7 @@ def _input_shape(tensor: keras.KerasTensor, batch_size: int | None) -> tuple[int
 
 
 def convert_frozen(frozen: keras.Model, shapes: Sequence[tuple[int, ...]], converter: str) -> bytes:
-    """Returns the flatbuffer of a frozen model, with inputs and outputs in any order; the backend is TensorFlow.
-
-    Args:
-        frozen: The model.
-        shapes: Of its inputs, with the batch.
-        converter: `"lce"` or `"tensorflow"`.
-    """
+    """Returns the flatbuffer of a frozen model for inputs of `shapes`, in any order, on TensorFlow."""
     import tensorflow as tf
 
     # LCE cuts the names of tensors to 50 characters, which belong to the layers.
@@ -254,20 +231,18 @@ def _named_after_layers(content, layers):
     if not layers:
         return content
     model = flatbuffer.unpack(content)
-    written = [(code.customCode or b"").decode() for code in model.operatorCodes]
+    names = flatbuffer.operator_names(model)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            options = tensorflow_converter.options_of(operator) if written[operator.opcodeIndex] else {}
+            options = flatbuffer.options_of(operator)
             if "layer" not in options:
                 continue
-            kind = written[operator.opcodeIndex]
-            name = f"m_1/{layers[options.pop('layer')].name}_1/{kind}".encode()
-            operator.customOptions = tensorflow_converter.as_options(options)
+            name = f"m_1/{layers[options.pop('layer')].name}_1/{names[operator.opcodeIndex]}"
+            operator.customOptions = flatbuffer.as_options(options)
             for index in (*operator.inputs, *operator.outputs):
-                tensor = graph.tensors[index]
-                constant = model.buffers[tensor.buffer].data is not None
+                constant = model.buffers[graph.tensors[index].buffer].data is not None
                 if index >= 0 and (constant or index in operator.outputs):
-                    tensor.name = name
+                    graph.tensors[index].name = name.encode()
     return flatbuffer.pack(model)
 
 
@@ -316,39 +291,28 @@ def _renamed(content, inputs, shapes, input_names, output_names):
 
 def _check(frozen, content):
     """Checks that each binary layer is a binary operator, and that an interpreter knows each operator."""
-    model = flatbuffer.read(content)
-    counts = collections.Counter(operator.name for operator in model.operators)
     known = {*_LCE_OPERATORS, *OPERATORS, *flatbuffer.names("BuiltinOperator").values()}
-    unknown = [operator for operator in model.operators if operator.name not in known]
+    unknown = [operator for operator in inspect(content).operators if operator.name not in known]
     if unknown:
-        found = "".join(f"\n  {operator.name}, in the layer {_origin(operator)}" for operator in unknown[:10])
+        found = "".join(f"\n  {operator.name}, in the layer {operator.origin!r}" for operator in unknown[:10])
         raise ConversionError(
             f"No interpreter has these operators:{found}\nWrite what the layer computes with other operations, such as "
             "those of keras.ops that are sums, products, exp, log, tanh or comparisons."
         )
-    expected: dict[str, set] = collections.defaultdict(set)
-    for layer in binary_layers(frozen):
-        expected["LceBconv2d"].add(_constants(layer))
-    for layer in fused_layers(frozen):
-        expected[layer.operator].add(_constants(layer))
-    for name, distinct in expected.items():  # converters compute equal layers of one input once
-        if counts[name] < len(distinct):
-            raise ConversionError(
-                f"The model has {len(distinct)} different layers that are {name}, but the file has {counts[name]}; the "
-                "others would run in float32. Please report the model."
-            )
+    operators = [("LceBconv2d", layer) for layer in binary_layers(frozen)]
+    operators += [(layer.operator, layer) for layer in fused_layers(frozen)]
+    # Converters compute equal layers of one input once.
+    expected = collections.Counter(name for name, _ in {(name, _constants(layer)) for name, layer in operators})
+    for name, count in (expected - count_operators(content)).items():
+        raise ConversionError(
+            f"The model has {expected[name]} different layers that are {name}, but the file has "
+            f"{expected[name] - count}; the others would run in float32. Please report the model."
+        )
 
 
 def _constants(layer: keras.layers.Layer) -> tuple:
     config = {name: str(value) for name, value in layer.get_config().items() if name != "name"}
     return (*sorted(config.items()), *(value.tobytes() for value in layer.get_weights()))
-
-
-def _origin(operator: Any) -> str:
-    """Returns the layer that an operator comes from, as far as the name of its output tells."""
-    _, *path = operator.outputs[0].name.split(";")[0].split("/")
-    # An output of the model has the name of its layer, or of its key.
-    return repr("/".join(part.removesuffix("_1") for part in path[:-1]) or operator.outputs[0].name)
 
 
 def count_operators(content: bytes) -> collections.Counter:

@@ -48,16 +48,11 @@ def computed(graph: Graph, inputs: list[Any]) -> list[Any]:
         else:
             layer = node.kind(**node.options, name=unique)
             layer.build(keras.tree.map_structure(lambda x: tuple(x.shape), read[0] if len(read) == 1 else read))
-            _set_constants(layer, node.constants)
+            for name, value in layer.constants(**node.constants).items():
+                variable, value = getattr(layer, name), np.asarray(value, np.float32)
+                variable.assign(value.reshape(variable.shape) if value.ndim else np.full(variable.shape, value))
             tensors[node] = layer(read[0] if len(read) == 1 else read)
     return [tensors[edge.node] for edge in graph.outputs]
-
-
-def _set_constants(layer, constants):
-    for name, value in layer.constants(**constants).items():
-        variable = getattr(layer, name)
-        value = np.asarray(value, np.float32)
-        variable.assign(value.reshape(variable.shape) if value.ndim else np.full(variable.shape, value))
 
 
 def _copy(operation, name):

@@ -182,7 +182,7 @@ class _Exporter:
         if key not in self.constants:
             self.constants[key] = name = f"{self.name}_constant_{len(self.constants)}"
             literals = ", ".join(_literal(kind, value) for value in values.ravel().tolist())
-            lines = "\n".join("  " + line for line in _wrapped(literals))
+            lines = "\n".join("  " + line for line in re.findall(r"\S.{0,116}(?:,|$)", literals))
             self.declarations.append(f"static const {kind} {name}[{values.size}] = {{\n{lines}\n}};")
         return self.constants[key]
 
@@ -436,7 +436,3 @@ def _c_string(name: str) -> str:
     """Returns a literal of UTF-8 bytes; octal escapes end after three digits, whatever follows."""
     plain = [chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in name.encode()]
     return f'"{"".join(plain)}"'
-
-
-def _wrapped(text: str) -> list[str]:
-    return re.findall(r"\S.{0,116}(?:,|$)", text)

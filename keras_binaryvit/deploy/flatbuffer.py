@@ -12,9 +12,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 # Bits of an element where they aren't in the type's name.
 _BITS = {"bool": 8, "string": 0, "resource": 0, "variant": 0}
-_CUSTOM = 32  # the BuiltinOperator of operators that go by a name
+CUSTOM = 32  # the BuiltinOperator of operators that go by a name
 _MAX_RANK = 32
 
 
@@ -61,6 +63,31 @@ def names(enumeration: str) -> dict[int, str]:
     """Returns the names of an enumeration of the schema by their numbers."""
     members = vars(getattr(schema(), enumeration)).items()
     return {number: name for name, number in members if isinstance(number, int)}
+
+
+def operator_names(model: Any) -> list[str]:
+    """Returns the name of each operator code of a `ModelT`, such as `"CONV_2D"` or `"LceBconv2d"`."""
+    codes = [(max(code.builtinCode, code.deprecatedBuiltinCode), code.customCode) for code in model.operatorCodes]
+    return [(custom or b"").decode() if code == CUSTOM else names("BuiltinOperator")[code] for code, custom in codes]
+
+
+def options_of(operator: Any) -> dict[str, int]:
+    """Returns the options of an `OperatorT`, empty where it isn't a custom one."""
+    if operator.customOptions is None or not len(operator.customOptions):
+        return {}
+    read = importlib.import_module("flatbuffers.flexbuffers").GetRoot(bytearray(operator.customOptions)).AsMap
+    return {key.AsKey: read[key.AsKey].AsInt for key in (read.Keys[index] for index in range(len(read.Keys)))}
+
+
+def as_options(options: dict[str, int]) -> np.ndarray | None:
+    """Returns options as a custom `OperatorT` has them."""
+    if not options:
+        return None
+    builder = importlib.import_module("flatbuffers.flexbuffers").Builder()
+    with builder.Map():
+        for key, value in options.items():
+            builder.Int(key, int(value))
+    return np.frombuffer(bytes(builder.Finish()), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +137,13 @@ def read(flatbuffer: bytes) -> Model:
     Raises:
         ValueError: These bytes are no TFLite flatbuffer, or it is truncated or damaged; the message says where.
     """
-    model = root(flatbuffer)
-    content = model.content
+    flatbuffer = bytes(flatbuffer)
+    if len(flatbuffer) < 8 or flatbuffer[4:8] != b"TFL3":
+        raise ValueError(f"This is no TFLite flatbuffer: {len(flatbuffer)} bytes that begin {flatbuffer[:8]!r}")
+    content = _Bytes(flatbuffer)
+    model = content.table_at(content.indirect(0))
     codes = [_operator_name(code) for code in model.tables(1)]
-    buffers = [_buffer(buffer, content) for buffer in model.tables(4)]
+    buffers = [_buffer(buffer) for buffer in model.tables(4)]
     graphs = []
     for graph in model.tables(2):
         tensors = [_tensor(tensor, buffers) for tensor in graph.tables(0)]
@@ -121,7 +151,7 @@ def read(flatbuffer: bytes) -> Model:
         for operator in graph.tables(3):
             inputs = _pick(tensors, operator.integers(1), "an operator's input", optional=True)
             outputs = _pick(tensors, operator.integers(2), "an operator's output")
-            name = _pick(codes, [operator.number(0, "<I")], "an operator's code")[0]
+            (name,) = _pick(codes, [operator.number(0, "<I")], "an operator's code")
             operators.append(Operator(name, inputs, outputs, operator.copy(5)))
         inputs = _pick(tensors, graph.integers(1), "a graph's input")
         outputs = _pick(tensors, graph.integers(2), "a graph's output")
@@ -131,31 +161,23 @@ def read(flatbuffer: bytes) -> Model:
     return dataclasses.replace(graphs[0], operators=tuple(operator for graph in graphs for operator in graph.operators))
 
 
-def root(flatbuffer: bytes) -> "_Table":
-    """Returns the table of the whole model.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer, or end before that table.
-    """
-    flatbuffer = bytes(flatbuffer)
-    if len(flatbuffer) < 8 or flatbuffer[4:8] != b"TFL3":
-        raise ValueError(f"This is no TFLite flatbuffer: {len(flatbuffer)} bytes that begin {flatbuffer[:8]!r}")
-    content = _Bytes(flatbuffer)
-    return content.table_at(content.indirect(0))
+def damaged(what: str) -> ValueError:
+    """Returns the error of a file in which `what` is wrong."""
+    return ValueError(f"The flatbuffer is damaged: {what}.")
 
 
 def _operator_name(code: "_Table") -> str:
     # Codes above 127 have a field of their own; older files have the narrow one only.
     number = max(code.number(0, "<b"), code.number(3, "<i"))
-    if number == _CUSTOM:
+    if number == CUSTOM:
         return code.text(1)
     return names("BuiltinOperator").get(number, f"BUILTIN_{number}")
 
 
-def _buffer(buffer: "_Table", content: "_Bytes") -> memoryview:
+def _buffer(buffer: "_Table") -> memoryview:
     offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
     # Files above 2 GB keep their constants behind the flatbuffer; 0 and 1 say that this one doesn't.
-    return content.slice(offset, size) if offset > 1 else buffer.blob(0)
+    return buffer.content.slice(offset, size) if offset > 1 else buffer.blob(0)
 
 
 def _tensor(tensor: "_Table", buffers: list[memoryview]) -> Tensor:
@@ -165,15 +187,14 @@ def _tensor(tensor: "_Table", buffers: list[memoryview]) -> Tensor:
     if code not in names("TensorType"):
         raise ValueError(f"The tensor {name!r} is of type {code}, which this version doesn't know, or is damaged.")
     index = tensor.number(2, "<I")
-    return Tensor(
-        name, shape, names("TensorType")[code].lower(), index, _pick(buffers, [index], f"the tensor {name!r}")[0]
-    )
+    (data,) = _pick(buffers, [index], f"the tensor {name!r}")
+    return Tensor(name, shape, names("TensorType")[code].lower(), index, data)
 
 
 def _pick(items: list, indices: Sequence[int], what: str, optional: bool = False) -> tuple:
     for index in indices:
         if not -int(optional) <= index < len(items):
-            raise ValueError(f"The flatbuffer is damaged: {what} is number {index} of {len(items)}.")
+            raise damaged(f"{what} is number {index} of {len(items)}")
     return tuple(None if index < 0 else items[index] for index in indices)
 
 
@@ -199,17 +220,10 @@ class _Bytes:
     def indirect(self, position: int) -> int:
         return position + self.number(position, "<I")
 
-    def vector(self, position: int, item_size: int) -> tuple[int, int]:
-        """Returns the position of the first item and the number of items of the vector that `position` refers to."""
-        start = self.indirect(position)
-        length = self.number(start, "<I")
-        self.slice(start + 4, length * item_size)
-        return start + 4, length
-
     def spend(self, items: int) -> None:
         self.allowance -= items
         if self.allowance < 0:
-            raise ValueError(f"The flatbuffer is damaged: its {len(self.content)} bytes describe an endless graph.")
+            raise damaged(f"its {len(self.content)} bytes describe an endless graph")
 
     def table_at(self, position: int) -> "_Table":
         vtable = position - self.number(position, "<i")
@@ -230,18 +244,22 @@ class _Table:
         offset = self.content.number(self.vtable + entry, "<H") if entry + 2 <= self.vtable_size else 0
         return offset and self.position + offset
 
-    def target(self, field: int) -> int:
-        """Returns the position of the vector, table or text that a field refers to; 0 where it is absent."""
-        position = self._field(field)
-        return position and self.content.indirect(position)
-
     def number(self, field: int, code: str) -> int:
         position = self._field(field)
         return self.content.number(position, code) if position else 0
 
-    def blob(self, field: int) -> memoryview:
+    def _vector(self, field: int, item_size: int) -> tuple[int, int]:
+        """Returns the position of the first item and the number of items of a vector."""
         position = self._field(field)
-        return self.content.slice(*self.content.vector(position, 1)) if position else memoryview(b"")
+        if not position:
+            return 0, 0
+        start = self.content.indirect(position)
+        length = self.content.number(start, "<I")
+        self.content.slice(start + 4, length * item_size)
+        return start + 4, length
+
+    def blob(self, field: int) -> memoryview:
+        return self.content.slice(*self._vector(field, 1))
 
     def copy(self, field: int) -> bytes:
         content = self.blob(field)
@@ -252,16 +270,12 @@ class _Table:
         return self.copy(field).decode("utf-8", "replace")
 
     def integers(self, field: int) -> tuple[int, ...]:
-        position = self._field(field)
-        if not position:
-            return ()
-        start, length = self.content.vector(position, 4)
+        start, length = self._vector(field, 4)
         self.content.spend(length)
         return struct.unpack(f"<{length}i", self.content.slice(start, 4 * length))
 
     def tables(self, field: int) -> "Iterator[_Table]":
-        position = self._field(field)
-        start, length = self.content.vector(position, 4) if position else (0, 0)
+        start, length = self._vector(field, 4)
         self.content.spend(length)
         for item in range(start, start + 4 * length, 4):
             yield self.content.table_at(self.content.indirect(item))

@@ -71,16 +71,23 @@ class _Folding:
         for edge in node.inputs:
             scale, shift = edge.scale, edge.shift
             if is_fused(node.kind):
-                _take_in_fused(node, edge)
+                if _is_added(edge, node):
+                    # By now `edge` has no scale: what it reads was scaled for it.
+                    node.kind.put_after(node.constants, Edge(node, shift=shift))
+                if edge is node.inputs[0]:
+                    node.kind.put_before(node.constants, edge)
+                edge.scale, edge.shift = 1.0, 0.0
             elif takes_affine(node) or (is_padded(node) and not edge.has_shift()):
-                _shift_inputs(node, shift)
-                _scale_inputs(node, scale)
+                _put_before(node, scale, shift)
                 edge.scale, edge.shift = 1.0, 0.0
             elif node.kind is lce_layers.GlobalAveragePooling:
                 self._to_readers(node, scale, shift)
                 edge.scale, edge.shift = 1.0, 0.0
             elif passes_shift(node):
-                self._to_readers(node, 1.0, _passed(node, shift))
+                if node.kind in _REARRANGED:
+                    channels = node.inputs[0].shape[-1:]
+                    shift = _REARRANGED[node.kind](np.broadcast_to(shift, channels), node.options)
+                self._to_readers(node, 1.0, shift)
                 edge.shift = 0.0
         if node.kind is lce_layers.Add:
             self._add_through_kernel(node)
@@ -123,7 +130,7 @@ class _Folding:
     def _give_scales(self, node):
         """Makes a tensor for each scale that readers of `node` ask for, unless they take the scale in themselves."""
         reads = [(e, r) for e, r in self._reads[node] if not _takes_any_scale(e, r)]
-        groups = _grouped(reads, lambda edge: edge.scale)
+        groups = _grouped(reads, "scale")
         if len(groups) == 1 and len(reads) == len(self._reads[node]) and scales_outputs(node):
             _scale_outputs(node, groups[0][0][0].scale)
             for edge, _ in reads:
@@ -151,37 +158,32 @@ class _Folding:
                 self._insert(node, group, "shift")
 
     def _shift_groups(self, node):
-        reads = [(e, r) for e, r in self._reads[node] if not _takes_any_shift(r)]
-        return _grouped(reads, lambda edge: edge.shift)
+        def takes_any(reader):
+            return reader is not None and (takes_affine(reader) or passes_shift(reader) or is_fused(reader.kind))
+
+        return _grouped([(edge, reader) for edge, reader in self._reads[node] if not takes_any(reader)], "shift")
 
     def _shift_tensor(self, node, shift):
         """Adds `shift` to what `node` computes, if that costs nothing, and says whether it did."""
-        if node.kind in _PRODUCTS:
-            node.constants["bias"] = node.constants["bias"] + shift
-            return True
-        if is_fused(node.kind) and node.kind.output_shift:
-            node.kind.put_after(node.constants, Edge(node, shift=shift))
-            return True
-        if node.kind is lce_layers.AddConstant:
-            node.constants["constant"] = node.constants["constant"] + shift
-            return True
         if node.kind in _SUMS:
             return any(
                 len(self._reads[edge.node]) == 1 and self._shift_tensor(edge.node, shift) for edge in node.inputs
             )
-        return False
+        if is_fused(node.kind) and node.kind.output_shift:
+            node.kind.put_after(node.constants, Edge(node, shift=shift))
+        elif node.kind in _PRODUCTS or node.kind is lce_layers.AddConstant:
+            name = "bias" if node.kind in _PRODUCTS else "constant"
+            node.constants[name] = node.constants[name] + shift
+        else:
+            return False
+        return True
 
     def _insert(self, node, group, what):
-        channels = node.shape[-1]
-        kind: type
-        options: dict
+        value = np.broadcast_to(getattr(group[0][0], what), node.shape[-1:])
+        kind: type = lce_layers.AddConstant
+        constants, options = {"constant": value}, {"constant_shape": value.shape}
         if what == "scale":
-            scale = np.broadcast_to(group[0][0].scale, (channels,))
-            constants = {"kernel": scale, "bias": np.zeros(channels)}
-            kind, options = lce_layers.Affine, {}
-        else:
-            constants = {"constant": np.broadcast_to(group[0][0].shift, (channels,))}
-            kind, options = lce_layers.AddConstant, {"constant_shape": (channels,)}
+            kind, constants, options = lce_layers.Affine, {"kernel": value, "bias": np.zeros(value.shape)}, {}
         readers = [reader for _, reader in group]
         origin = readers[0].name if len(readers) == 1 and readers[0] is not None else node.name
         inserted = Node(kind, [Edge(node)], node.shape, f"{origin}{SEPARATOR}{what}", constants, options)
@@ -189,10 +191,7 @@ class _Folding:
         self._reads[inserted] = group
         for edge, _ in group:
             edge.node = inserted
-            if what == "scale":
-                edge.scale = 1.0
-            else:
-                edge.shift = 0.0
+            setattr(edge, what, 1.0 if what == "scale" else 0.0)
         self._done.append(inserted)
         if what == "scale":
             self._give_shifts(inserted)
@@ -243,15 +242,6 @@ def _is_added(edge, node):
     return bool(node.options.get("residual")) and edge is node.inputs[-1]
 
 
-def _take_in_fused(node, edge):
-    if _is_added(edge, node):
-        # By now `edge` has no scale: what it reads was scaled for it.
-        node.kind.put_after(node.constants, Edge(node, shift=edge.shift))
-    if edge is node.inputs[0]:
-        node.kind.put_before(node.constants, edge)
-    edge.scale, edge.shift = 1.0, 0.0
-
-
 def _takes_any_scale(edge, reader):
     if reader is None:
         return False
@@ -262,26 +252,13 @@ def _takes_any_scale(edge, reader):
     return takes_affine(reader) or reader.kind is lce_layers.GlobalAveragePooling
 
 
-def _takes_any_shift(reader):
-    return reader is not None and (takes_affine(reader) or passes_shift(reader) or is_fused(reader.kind))
-
-
-def _passed(node, shift):
-    rearranged = _REARRANGED.get(node.kind)
-    if rearranged is None:
-        return shift
-    return rearranged(np.broadcast_to(shift, (node.inputs[0].shape[-1],)), node.options)
-
-
-def _scale_inputs(node, scale):
-    node.constants["kernel"] = node.constants["kernel"] * _by_input_and_filter(node, scale)
-
-
-def _shift_inputs(node, shift):
-    added = node.constants["kernel"] * _by_input_and_filter(node, shift)
+def _put_before(node, scale, shift):
+    kernel = node.constants["kernel"]
+    added = kernel * _by_input_and_filter(node, shift)
     if node.kind not in _CHANNELWISE:
         added = added.reshape(-1, node.shape[-1]).sum(0) * node.constants.get("scale", 1.0)
     node.constants["bias"] = node.constants["bias"] + added
+    node.constants["kernel"] = kernel * _by_input_and_filter(node, scale)
 
 
 def _by_input_and_filter(node, values):
@@ -299,14 +276,10 @@ def _scale_outputs(node, scale):
     if is_fused(node.kind):
         node.kind.put_after(node.constants, Edge(node, scale))
         return
-    if "scale" in node.constants:
-        node.constants["scale"] = node.constants["scale"] * scale
-    elif node.kind is lce_layers.DepthwiseConvolution:
-        node.constants["kernel"] = node.constants["kernel"] * np.reshape(
-            np.broadcast_to(scale, node.shape[-1:]), (-1, 1)
-        )
-    else:
-        node.constants["kernel"] = node.constants["kernel"] * scale
+    name = "scale" if "scale" in node.constants else "kernel"
+    depthwise = node.kind is lce_layers.DepthwiseConvolution  # the channels aren't its kernel's last axis
+    factor = np.broadcast_to(scale, node.shape[-1:])[:, None] if depthwise else scale
+    node.constants[name] = node.constants[name] * factor
     node.constants["bias"] = node.constants["bias"] * scale
 
 
@@ -324,13 +297,10 @@ def _compare_integers(node):
     node.constants["bias"] = np.where(scale == 0, np.where(bias >= 0, 0.5, -0.5), 0.5 - least)
 
 
-def _grouped(reads, key):
-    groups: list[list] = []
+def _grouped(reads, what):
+    """Returns lists of the reads that have the same scale, or shift."""
+    groups: dict[tuple, list] = {}
     for read in reads:
-        for group in groups:
-            if np.array_equal(np.asarray(key(group[0][0])), np.asarray(key(read[0]))):
-                group.append(read)
-                break
-        else:
-            groups.append([read])
-    return groups
+        value = np.asarray(getattr(read[0], what), float) + 0.0  # of zeros the one without a sign
+        groups.setdefault((value.shape, value.tobytes()), []).append(read)
+    return list(groups.values())

@@ -99,7 +99,7 @@ class Graph:
     Attributes:
         nodes: In an order in which they can be computed.
         outputs: What the model returns, flat.
-        input_structure: The model's own structure of inputs, holding their numbers.
+        input_structure: The model's own structure of inputs; what it holds is of no meaning.
         output_structure: The same of `outputs`.
     """
 
@@ -156,12 +156,7 @@ def outside_training(operation: keras.Operation) -> dict[str, bool]:
 
 
 def opened(layer: keras.Operation, call: Callable[[], Any], inputs: Any) -> keras.Model:
-    """Returns the layers and operations of `keras.ops` between `inputs` and what `call` returns.
-
-    Args:
-        layer: What they belong to. It stays as it is.
-        call: Calls it on the inputs.
-        inputs: Of `keras.Input`, in any structure.
+    """Returns the layers and operations of `keras.ops` between `inputs` and what `call`, of `layer`, makes of them.
 
     Raises:
         ConversionError: Something in it takes no symbolic tensors.

@@ -44,8 +44,7 @@ class Cost:
     kernel_plus_ones: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Cost(*(a + b for a, b in zip(mine, others, strict=True)))
+        return Cost(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,45 +162,30 @@ def _cost(operator: flatbuffers.Operator, plus_ones: Callable) -> Cost:
         constant_bytes=sum(len(t.data) for t in inputs),
     )
     if operator.name in _FLOAT_PRODUCTS:
-        return dataclasses.replace(cost, float_multiply_adds=_FLOAT_PRODUCTS[operator.name](operator))
-    if operator.name == "LceBconv2d":
-        kernel, output = _shape(operator, 1, 4), _shape(operator, None, 4)
-        channels = _channels_a_group(operator, kernel[3])
-        values = kernel[0] * kernel[1] * kernel[2] * channels
-        cost = dataclasses.replace(cost, binary_multiply_adds=output[0] * output[1] * output[2] * values)
-        if operator.inputs[1] and operator.inputs[1].data:
-            ones = plus_ones(operator.inputs[1], kernel[3], channels)
-            cost = dataclasses.replace(cost, kernel_values=values, kernel_plus_ones=ones)
-    if operator.name in _FUSED:
-        return _FUSED[operator.name](operator, cost, plus_ones)
+        return cost + Cost(float_multiply_adds=_FLOAT_PRODUCTS[operator.name](operator))
+    if operator.name not in _BINARY_PRODUCTS:
+        return cost
+    products, kernels = _BINARY_PRODUCTS[operator.name](operator)
+    cost += Cost(binary_multiply_adds=products)
+    for index, taps, channels in kernels:
+        *units, words = _shape(operator, index, 2)
+        if channels < 1 or words != taps * -(-channels // 32):
+            raise flatbuffers.damaged(f"a {operator.name} of {channels} channels has kernels of {words} words")
+        kernel = operator.inputs[index]
+        if kernel and kernel.data:
+            ones = plus_ones(kernel, words // taps, channels)
+            cost += Cost(kernel_values=math.prod(units) * taps * channels, kernel_plus_ones=ones)
     return cost
 
 
 def _shape(operator: flatbuffers.Operator, index: int | None, rank: int) -> tuple[int, ...]:
     """Returns the shape of an input, or of the output for `None`, after a check that it has at least `rank` sides."""
     tensors: Sequence[flatbuffers.Tensor | None] = operator.outputs if index is None else operator.inputs
-    index = index or 0
-    tensor = tensors[index] if index < len(tensors) else None
+    tensor = dict(enumerate(tensors)).get(index or 0)
     if tensor is None or len(tensor.shape) < rank:
         what = "is missing" if tensor is None else f"has the shape {tensor.shape}"
-        raise ValueError(f"The flatbuffer is damaged: a tensor of {operator.name} {what}; it needs {rank} sides.")
+        raise flatbuffers.damaged(f"a tensor of {operator.name} {what}; it needs {rank} sides")
     return tensor.shape
-
-
-def _convolution(operator: flatbuffers.Operator) -> int:
-    return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:])
-
-
-def _depthwise_convolution(operator: flatbuffers.Operator) -> int:
-    return math.prod(_shape(operator, None, 4)) * math.prod(_shape(operator, 1, 4)[1:3])
-
-
-def _transposed_convolution(operator: flatbuffers.Operator) -> int:
-    return math.prod(_shape(operator, 2, 4)) * math.prod(_shape(operator, 1, 4)[:3])
-
-
-def _dense(operator: flatbuffers.Operator) -> int:
-    return math.prod(_shape(operator, None, 1)) * _shape(operator, 1, 2)[-1]
 
 
 def _matrix_product(operator: flatbuffers.Operator) -> int:
@@ -210,84 +194,62 @@ def _matrix_product(operator: flatbuffers.Operator) -> int:
     return math.prod(output) * (left[-1] * left[-2] // max(output[-2], 1))
 
 
-_FLOAT_PRODUCTS = {
-    "CONV_2D": _convolution,
-    "DEPTHWISE_CONV_2D": _depthwise_convolution,
-    "TRANSPOSE_CONV": _transposed_convolution,
-    "FULLY_CONNECTED": _dense,
+def _pooling(operator: flatbuffers.Operator) -> int:
+    # After scale, shift and bias each row of the table is a weight, of the center or of two positions added up.
+    return math.prod(_shape(operator, None, 4)) * (_shape(operator, 1, 2)[0] - 3)
+
+
+# Multiply-adds of floats.
+_FLOAT_PRODUCTS: dict[str, Callable[[flatbuffers.Operator], int]] = {
+    "CONV_2D": lambda op: math.prod(_shape(op, None, 4)) * math.prod(_shape(op, 1, 4)[1:]),
+    "DEPTHWISE_CONV_2D": lambda op: math.prod(_shape(op, None, 4)) * math.prod(_shape(op, 1, 4)[1:3]),
+    "TRANSPOSE_CONV": lambda op: math.prod(_shape(op, 2, 4)) * math.prod(_shape(op, 1, 4)[:3]),
+    "FULLY_CONNECTED": lambda op: math.prod(_shape(op, None, 1)) * _shape(op, 1, 2)[-1],
     "BATCH_MATMUL": _matrix_product,
+    "BinaryVitPooling": _pooling,
 }
 
-
-def _feed_forward(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
-    *positions, channels = _shape(operator, 0, 1)
-    hidden = _shape(operator, 1, 2)[0]
-    cost = dataclasses.replace(cost, binary_multiply_adds=2 * math.prod(positions) * channels * hidden)
-    cost = _with_kernel(cost, operator, 1, 1, channels, plus_ones)
-    return _with_kernel(cost, operator, 3, 1, hidden, plus_ones)
+# For each kernel the number of the input, the positions that are side by side in its last axis, and their channels.
+_Kernels = list[tuple[int, int, int]]
 
 
-def _attention(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _convolution(operator: flatbuffers.Operator) -> tuple[int, _Kernels]:
+    kernel, channels = _shape(operator, 1, 4), option(operator, "channels_in")
+    words, all_words = kernel[3], -(-channels // 32)
+    if words < 1 or all_words < 1 or all_words % words:
+        raise flatbuffers.damaged(f"an LceBconv2d of {channels} channels has kernels of {words} words")
+    channels //= all_words // words  # of a group
+    return math.prod(_shape(operator, None, 4)[:3]) * math.prod(kernel[:3]) * channels, [(1, 1, channels)]
+
+
+def _feed_forward(operator: flatbuffers.Operator) -> tuple[int, _Kernels]:
+    x, hidden = _shape(operator, 0, 1), _shape(operator, 1, 2)[0]
+    return 2 * math.prod(x) * hidden, [(1, 1, x[-1]), (3, 1, hidden)]
+
+
+def _attention(operator: flatbuffers.Operator) -> tuple[int, _Kernels]:
     batch, height, width, channels = _shape(operator, 0, 4)[:4]
     kernels, reduction = _shape(operator, 1, 3)[0], option(operator, "reduction")
     if reduction < 1:
-        raise ValueError(f"The flatbuffer is damaged: an attention has the reduction {reduction}.")
+        raise flatbuffers.damaged(f"an attention has the reduction {reduction}")
     queries, keys = height * width, height * width // reduction**2
     # The query and the output have as many positions as the map, all other projections those of the keys.
     projections = (2 * queries + (kernels - 2) * keys) * channels**2
-    products = 2 * queries * keys * channels
-    cost = dataclasses.replace(cost, binary_multiply_adds=batch * (projections + products))
-    return _with_kernel(cost, operator, 1, 1, channels, plus_ones)
+    return batch * (projections + 2 * queries * keys * channels), [(1, 1, channels)]
 
 
-def _pooling(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
-    # After scale, shift and bias each row of the table is a weight, of the center or of two positions added up.
-    weights = _shape(operator, 1, 2)[0] - 3
-    return dataclasses.replace(cost, float_multiply_adds=math.prod(_shape(operator, None, 4)) * weights)
-
-
-def _patch_merging(operator: flatbuffers.Operator, cost: Cost, plus_ones: Callable) -> Cost:
+def _patch_merging(operator: flatbuffers.Operator) -> tuple[int, _Kernels]:
     channels = _shape(operator, 0, 4)[3]
-    cost = dataclasses.replace(cost, binary_multiply_adds=math.prod(_shape(operator, None, 4)) * 4 * channels)
-    return _with_kernel(cost, operator, 1, 4, channels, plus_ones)
+    return math.prod(_shape(operator, None, 4)) * 4 * channels, [(1, 4, channels)]
 
 
-_FUSED = {
+# Multiply-adds of bits, and the kernels.
+_BINARY_PRODUCTS: dict[str, Callable[[flatbuffers.Operator], tuple[int, _Kernels]]] = {
+    "LceBconv2d": _convolution,
     "BinaryVitFeedForward": _feed_forward,
     "BinaryVitAttention": _attention,
-    "BinaryVitPooling": _pooling,
     "BinaryVitPatchMerging": _patch_merging,
 }
-
-
-def _with_kernel(
-    cost: Cost, operator: flatbuffers.Operator, index: int, taps: int, channels: int, plus_ones: Callable
-) -> Cost:
-    """Returns the cost with the values of a kernel of `(..., units, taps * words)`."""
-    *units, words = _shape(operator, index, 2)
-    if channels < 1 or words != taps * -(-channels // 32):
-        raise ValueError(
-            f"The flatbuffer is damaged: a {operator.name} of {channels} channels has kernels of {words} words."
-        )
-    kernel = operator.inputs[index]
-    if kernel is None or not kernel.data:
-        return cost
-    return dataclasses.replace(
-        cost,
-        kernel_values=cost.kernel_values + math.prod(units) * taps * channels,
-        kernel_plus_ones=cost.kernel_plus_ones + plus_ones(kernel, words // taps, channels),
-    )
-
-
-def _channels_a_group(operator: flatbuffers.Operator, words: int) -> int:
-    """Returns the input channels that one output of an LceBconv2d sums; `words` of 32 bits hold those of a group."""
-    channels = option(operator, "channels_in")
-    all_words = -(-channels // 32)
-    if words < 1 or all_words < 1 or all_words % words:
-        raise ValueError(
-            f"The flatbuffer is damaged: an LceBconv2d of {channels} channels has kernels of {words} words."
-        )
-    return channels // (all_words // words)
 
 
 def option(operator: flatbuffers.Operator, name: str) -> int:
@@ -307,12 +269,12 @@ def option(operator: flatbuffers.Operator, name: str) -> int:
     try:
         return flexbuffers.GetRoot(operator.options).AsMap[name].AsInt
     except Exception as error:  # that package checks nothing: damaged bytes end in whatever they run into
-        raise ValueError(f"The flatbuffer is damaged: the options of {operator.name} can't be read.") from error
+        raise flatbuffers.damaged(f"the options of {operator.name} can't be read") from error
 
 
 def _plus_ones(kernel: flatbuffers.Tensor, words: int, channels: int) -> int:
     if len(kernel.data) != 4 * kernel.size:
-        raise ValueError(f"The flatbuffer is damaged: the kernel {kernel.name!r} has {len(kernel.data)} bytes.")
+        raise flatbuffers.damaged(f"the kernel {kernel.name!r} has {len(kernel.data)} bytes")
     bits = np.unpackbits(np.frombuffer(kernel.data, np.uint8), bitorder="little")
     # A set bit is a -1. The last word of a group may have bits left over.
     return int(np.sum(bits.reshape(-1, 32 * words)[:, :channels] == 0))
@@ -323,8 +285,8 @@ def _constants(operators: Iterable[flatbuffers.Operator]) -> dict[str, int]:
     for operator in operators:
         for index, tensor in enumerate(operator.inputs):
             if tensor and tensor.data:
-                kernel = index == 1 if operator.name == "LceBconv2d" else operator.name in _FUSED
-                packed = kernel and tensor.dtype == "int32"
+                kernels = (1, 3) if operator.name in _BINARY_PRODUCTS else ()
+                packed = index in kernels and tensor.dtype == "int32"
                 constants.setdefault(tensor.buffer, (tensor.dtype + ", bit-packed" * packed, len(tensor.data)))
     sizes: dict[str, int] = collections.Counter()
     for name, size in constants.values():
@@ -338,10 +300,10 @@ def _constants(operators: Iterable[flatbuffers.Operator]) -> dict[str, int]:
 def _origins(operators: Sequence[flatbuffers.Operator]) -> list[str]:
     scopes = _scopes(operators)
     root, suffix = _root(scopes)
-    return [
-        _layer_path(scope, root, suffix) or _own_name(operator)
-        for operator, scope in zip(operators, scopes, strict=True)
-    ]
+    # An output of the model has the name of its layer, or of its key.
+    own = [next((tensor.name for tensor in operator.outputs), "") for operator in operators]
+    own = ["" if _is_generated(name) else name for name in own]
+    return [_layer_path(scope, root, suffix) or name for scope, name in zip(scopes, own, strict=True)]
 
 
 def _scopes(operators: Sequence[flatbuffers.Operator]) -> list[list[str]]:
@@ -397,25 +359,13 @@ def _layer_path(scope: list[str], root: str, suffix: str) -> str:
     return "/".join(scope).replace(SEPARATOR, "/").strip("/")
 
 
-def _own_name(operator: flatbuffers.Operator) -> str:
-    name = operator.outputs[0].name if operator.outputs else ""
-    return "" if _is_generated(name) else name
-
-
 # ---- text
 
 
 def _cost_table(title: str, costs: dict[str, Cost], total: Cost) -> str:
     heads = [title, "ops", "bytes moved", "constant bytes", "binary multiply-adds", "float multiply-adds"]
     rows = [
-        [
-            name or "-",
-            f"{cost.operators:,}",
-            f"{cost.bytes_moved:,}",
-            f"{cost.constant_bytes:,}",
-            f"{cost.binary_multiply_adds:,}",
-            f"{cost.float_multiply_adds:,}",
-        ]
+        [name or "-", *(f"{value:,}" for value in dataclasses.astuple(cost)[: len(heads) - 1])]
         for name, cost in [*costs.items(), ("total", total)]
     ]
     return _text_table(heads, rows)

@@ -21,11 +21,6 @@ from keras_binaryvit.deploy import flatbuffer, interpreters
 def with_int8_layers(content: bytes, representative_data: np.ndarray | Iterable[Any]) -> bytes:
     """Returns a file whose weighted float operators are int8; inputs, outputs and binary operators stay as they are.
 
-    Args:
-        content: The file, as `convert` gives it.
-        representative_data: About 100 prepared inputs, of which the int8 ranges are taken: an array, or an iterable of
-            batches such as a `tf.data.Dataset`, each as `run` takes it or with targets after it, which are ignored.
-
     Raises:
         ValueError: There are no representative inputs, or their shapes are others than the file's.
         TypeError: They have another type than the file takes.

@@ -94,16 +94,16 @@ def prepared(model: flatbuffers.Model, inputs: Inputs) -> list[np.ndarray]:
 
 
 def random_inputs(model: flatbuffers.Model, batches: int = 1) -> list[np.ndarray]:
-    """Returns random arrays for the inputs of `model`: normal floats, pixels for uint8, and 0 and 1 for integers."""
+    """Returns random arrays for the inputs of `model`."""
     rng = np.random.default_rng(0)
-    arrays = []
-    for tensor in model.inputs:
-        shape = (batches * tensor.shape[0], *tensor.shape[1:])
-        if tensor.dtype.startswith("float"):
-            arrays.append(rng.normal(size=shape).astype(tensor.dtype))
-        else:
-            arrays.append(rng.integers(0, 256 if tensor.dtype == "uint8" else 2, shape).astype(tensor.dtype))
-    return arrays
+    shapes = [(batches * tensor.shape[0], *tensor.shape[1:]) for tensor in model.inputs]
+    arrays = [random_array(rng, shape, tensor.dtype) for shape, tensor in zip(shapes, model.inputs, strict=True)]
+    return [array.astype(tensor.dtype) for array, tensor in zip(arrays, model.inputs, strict=True)]
+
+
+def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarray:
+    """Returns float64 or int64 values for a type: normal floats, pixels for uint8, else indices of any table."""
+    return rng.normal(size=shape) if "float" in dtype else rng.integers(0, 256 if dtype == "uint8" else 2, shape)
 
 
 def interpreter_of(flatbuffer: bytes, num_threads: int = 1) -> Any:
@@ -117,11 +117,7 @@ def interpreter_of(flatbuffer: bytes, num_threads: int = 1) -> Any:
 
 
 def is_fused(flatbuffer: bytes) -> bool:
-    """Whether `flatbuffer` has fused operators.
-
-    Raises:
-        ValueError: These bytes are no TFLite flatbuffer.
-    """
+    """Whether `flatbuffer` has fused operators."""
     return any(operator.name in OPERATORS for operator in flatbuffers.read(flatbuffer).operators)
 
 
@@ -169,19 +165,14 @@ def runtime_interpreter(flatbuffer: bytes, num_threads: int = 1) -> Any:
 
 
 def observing_interpreter(flatbuffer: bytes) -> Any:
-    """Returns a LiteRT interpreter of `flatbuffer`, with allocated tensors, that keeps every tensor it computes.
-
-    Raises:
-        ImportError: binaryvit-runtime isn't installed.
-    """
+    """Returns a LiteRT interpreter of `flatbuffer`, with allocated tensors, that keeps every tensor it computes."""
     runtime_interpreter(flatbuffer)  # says what is missing or wrong
     litert, runtime = (importlib.import_module(name) for name in ("ai_edge_litert.interpreter", "binaryvit_runtime"))
-    delegate = runtime.load_delegate(1)
     interpreter = litert.Interpreter(
         model_content=flatbuffer,
         experimental_preserve_all_tensors=True,
         experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_delegates=[delegate],
+        experimental_delegates=[runtime.load_delegate(1)],
     )
     interpreter.allocate_tensors()
     return interpreter

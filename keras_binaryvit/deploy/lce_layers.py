@@ -58,6 +58,13 @@ class InferenceLayer(keras.layers.Layer):
     def _constant(self, name, shape):
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
 
+    def _build_depthwise(self, height, width, channels):
+        self.kernel = self._constant("kernel", (height, width, channels, 1))
+        self.bias = self._constant("bias", (channels,))
+
+    def _depthwise(self, inputs, padding="valid"):
+        return ops.depthwise_conv(inputs, self.kernel, 1, padding, data_format="channels_last") + self.bias
+
 
 def _with_tuples(value):
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value  # JSON has lists only
@@ -73,11 +80,7 @@ class Sign(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Quantize(InferenceLayer):
-    """A quantizer that isn't a sign, applied to activations.
-
-    Args:
-        quantizer: Whatever `quantizers.get` takes.
-    """
+    """A quantizer that isn't a sign, whatever `quantizers.get` takes, applied to activations."""
 
     quantizer: Any
 
@@ -93,14 +96,7 @@ class Quantize(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Pad(InferenceLayer):
-    """Puts a value around maps.
-
-    Args:
-        paddings: `((top, bottom), (left, right))`.
-        value: The value.
-
-    Shapes: `(batch, height, width, channels)` gives `(batch, top + height + bottom, left + width + right, channels)`.
-    """
+    """Puts a value around maps; `paddings` are `((top, bottom), (left, right))`."""
 
     paddings: Sequence[tuple[int, int]]
     value: float
@@ -116,20 +112,8 @@ class Pad(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Convolution(InferenceLayer):
-    """A convolution of maps; a binary one holds +-1 and a scale for each filter.
-
-    Args:
-        filters: Channels of the output.
-        kernel_size: `(height, width)`.
-        strides: `(height, width)`.
-        padding: `"valid"` or `"same"`.
-        pad_values: What "same" pads with.
-        dilation_rate: `(height, width)`.
-        groups: Groups of channels that are convolved apart.
-        binary: Whether inputs and kernel are +-1.
-
-    Shapes: `(batch, height, width, channels)` gives `(batch, new_height, new_width, filters)`.
-    """
+    """A convolution of maps, with Keras' arguments and what "same" pads with; a binary one, of inputs of +-1, holds +-1
+    and a scale for each filter."""
 
     filters: int
     kernel_size: tuple[int, int] = (1, 1)
@@ -198,11 +182,7 @@ class Convolution(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Dense(InferenceLayer):
-    """A real dense layer: `x . kernel + bias`.
-
-    Args:
-        units: Size of the last axis of the output.
-    """
+    """A real dense layer: `x . kernel + bias`."""
 
     units: int
 
@@ -219,24 +199,15 @@ class Dense(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class DepthwiseConvolution(InferenceLayer):
-    """A convolution of each channel with a kernel of its own, stride 1, zeros around the map.
-
-    Args:
-        kernel_size: `(height, width)`.
-
-    Shapes: `(batch, height, width, channels)`, and the same comes out.
-    """
+    """A convolution of each channel of maps with a kernel of its own, stride 1, zeros around the map."""
 
     kernel_size: tuple[int, int]
 
     def build(self, input_shape: Shape) -> None:
-        channels = input_shape[-1]
-        self.kernel = self._constant("kernel", (*self.kernel_size, channels, 1))
-        self.bias = self._constant("bias", (channels,))
+        self._build_depthwise(*self.kernel_size, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
-        outputs = ops.depthwise_conv(inputs, self.kernel, 1, "same", data_format="channels_last")
-        return outputs + self.bias
+        return self._depthwise(inputs, "same")
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -244,23 +215,17 @@ class Affine(InferenceLayer):
     """`kernel * x + bias` for each channel. On maps one depthwise 1x1 convolution: one pass over memory, not two."""
 
     def build(self, input_shape: Shape) -> None:
-        channels = input_shape[-1]
-        self.kernel = self._constant("kernel", (1, 1, channels, 1))
-        self.bias = self._constant("bias", (channels,))
+        self._build_depthwise(1, 1, input_shape[-1])
 
     def call(self, inputs: Tensor) -> Tensor:
         if len(inputs.shape) != 4:
             return inputs * ops.reshape(self.kernel, (-1,)) + self.bias
-        return ops.depthwise_conv(inputs, self.kernel, 1, "valid", data_format="channels_last") + self.bias
+        return self._depthwise(inputs)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class AddConstant(InferenceLayer):
-    """`x + constant`.
-
-    Args:
-        constant_shape: Of the constant: `(channels,)`, or that of a whole map.
-    """
+    """`x + constant`, of the shape `(channels,)` or of a whole map."""
 
     constant_shape: tuple[int, ...]
 
@@ -273,12 +238,9 @@ class AddConstant(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class AddInFront(AddConstant):
-    """Adds a constant to the first columns of maps with two columns or more.
+    """Adds a constant, `(columns, channels)`, to the first columns of maps with two columns or more.
 
     In two parts, always: LCE's converter takes any constant that is added to a whole binary convolution for its bias.
-
-    Args:
-        constant_shape: `(columns, channels)`.
     """
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -318,11 +280,7 @@ class Add(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class AveragePooling(InferenceLayer):
-    """The mean over squares that don't overlap.
-
-    Args:
-        size: Side of a square.
-    """
+    """The mean over squares of side `size` that don't overlap."""
 
     size: int
 
@@ -347,11 +305,7 @@ class GlobalAveragePooling(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Upsampling(InferenceLayer):
-    """Repeats each position over a square.
-
-    Args:
-        size: Side of a square.
-    """
+    """Repeats each position over a square of side `size`."""
 
     size: int
 
@@ -367,11 +321,7 @@ class Upsampling(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Tile(InferenceLayer):
-    """Whole copies of all channels, side by side.
-
-    Args:
-        copies: How many.
-    """
+    """Whole copies of all channels, side by side."""
 
     copies: int
 
@@ -384,11 +334,7 @@ class Tile(InferenceLayer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class GroupMean(InferenceLayer):
-    """The mean of adjacent channels of a map, as a grouped convolution: it needs no reshape.
-
-    Args:
-        size: Channels in a group.
-    """
+    """The mean of `size` adjacent channels, of maps as a grouped convolution: it needs no reshape."""
 
     size: int
 
@@ -430,22 +376,15 @@ class Attention(InferenceLayer):
     """For each query six times the sum of the values whose probability is above a threshold.
 
     `sum over keys k of 6 [softmax(q . k / sqrt(head_dim)) > threshold] v`, of signs q, k and v: integers. (Six, because
-    a clamp to 0 ... 6 comes with a convolution for nothing.)
-
-    Args:
-        num_heads: Heads are contiguous groups of channels.
-
-    Shapes: queries `(batch, height, width, channels)`, keys and values with fewer positions or as many; the queries'
-    shape comes out.
+    a clamp to 0 ... 6 comes with a convolution for nothing.) Heads are contiguous groups of channels. Queries are
+    `(batch, height, width, channels)`, keys and values have fewer positions or as many.
     """
 
     num_heads: int
 
     def build(self, input_shape: Shape) -> None:
-        _, keys_shape, _ = input_shape
-        keys = keys_shape[1] * keys_shape[2]
-        self.kernel = self._constant("kernel", (1, 1, keys, 1))
-        self.bias = self._constant("bias", (keys,))
+        _, (_, height, width, _), _ = input_shape
+        self._build_depthwise(1, 1, height * width)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0]
@@ -489,8 +428,7 @@ class Attention(InferenceLayer):
 
     def _bits(self, scores):
         """Returns 6 where the probability is above the threshold, else 0."""
-        outputs = ops.depthwise_conv(ops.softmax(scores), self.kernel, 1, "valid", data_format="channels_last")
-        return ops.relu6(outputs + self.bias)
+        return ops.relu6(self._depthwise(ops.softmax(scores)))
 
     def constants(self, threshold: float) -> dict[str, Any]:
         return {"kernel": _HUGE, "bias": -np.float32(threshold) * _HUGE}

@@ -34,17 +34,10 @@ from keras_binaryvit.layers.quantized import PaddedKernel, QuantizedKernel
 from keras_binaryvit.models.deit import exact_gelu
 from keras_binaryvit.typing import Shape
 
-_IDENTITIES = (
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-    keras.layers.AlphaDropout,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.ActivityRegularization,
-    keras.layers.Identity,
-)
+_IDENTITIES = """
+    Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise
+    ActivityRegularization Identity
+"""
 
 
 def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
@@ -53,10 +46,6 @@ def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
     Our layers and the ordinary ones that affines fold into become inference operations. Layers of the user's own are
     opened; any other layer or operation stays as it is.
 
-    Args:
-        model: The model.
-        rules: The rule for each type of layer.
-
     Raises:
         ConversionError: A layer can't be frozen; the message names it.
     """
@@ -64,7 +53,7 @@ def lower(model: keras.Model, rules: Mapping[type, Callable]) -> Graph:
     graph = graph_of(model)
     inputs = [lowering.input(tensor.name, tensor) for tensor in graph.inputs]
     outputs = [edge.affine() for edge in keras.tree.flatten(lowering.run(graph, inputs))]
-    return Graph(lowering.nodes, outputs, _numbered(graph.input), _numbered(graph.output))
+    return Graph(lowering.nodes, outputs, graph.input, graph.output)
 
 
 def graph_of(model: keras.Model) -> keras.Model:
@@ -243,13 +232,13 @@ class Lowering:
             kernel, factors = layer.quantized_kernel()
             values = as_array(kernel)
             scale = np.ones(values.shape[-1]) if factors is None else as_array(factors)
-        filters = values.shape[-1]
-        constants = {
-            "kernel": values.reshape((1,) * (4 - values.ndim) + values.shape),
-            "scale": scale,
-            "bias": np.zeros(filters),
-        }
-        return self.node(lce_layers.Convolution, [x], shape, constants, filters=filters, binary=binary, **options)
+        kernel = values.reshape((1,) * (4 - values.ndim) + values.shape)
+        return self.convolution(x, shape, kernel, scale, binary=binary, **options)
+
+    def convolution(self, x: Edge, shape: Shape, kernel: np.ndarray, scale: np.ndarray, **options: Any) -> Edge:
+        filters = kernel.shape[-1]
+        constants = {"kernel": kernel, "scale": scale, "bias": np.zeros(filters)}
+        return self.node(lce_layers.Convolution, [x], shape, constants, filters=filters, **options)
 
     def padded(self, layer: PaddedKernel, x: Edge, value: float) -> Edge:
         """Puts `value` around the map `x` as `layer` puts its own."""
@@ -303,10 +292,6 @@ def _without_variables(x):
     return values.astype(_float32_if_real(values.dtype.name))
 
 
-def _numbered(structure):
-    return keras.tree.pack_sequence_as(structure, list(range(len(keras.tree.flatten(structure)))))
-
-
 def _edges(structure):
     return [x for x in keras.tree.flatten(structure) if isinstance(x, Edge)]
 
@@ -332,18 +317,6 @@ def norm_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.
     return scale, shift + as_array(layer.beta) if layer.center else shift
 
 
-def _identity(lowering, layer, x):
-    return x
-
-
-def _shift(lowering, layer, x):
-    return x.affine(shift=as_array(layer.shift))
-
-
-def _affine(lowering, layer, x):
-    return x.affine(as_array(layer.scale), as_array(layer.shift))
-
-
 def _prelu(lowering, x, slope):
     return lowering.node(lce_layers.PReLU, [x], x.shape, {"negative_slope": -slope})
 
@@ -361,11 +334,9 @@ def _keras_prelu(lowering, layer, x):
 
 
 def _add(lowering, layer, inputs):
-    if not isinstance(inputs, list | tuple) or any(
-        x.shape != inputs[0].shape or x.node.dtype != "float32" for x in inputs
-    ):
-        return None
-    return lowering.node(lce_layers.Add, inputs, inputs[0].shape)
+    if isinstance(inputs, list | tuple) and {(x.shape, x.node.dtype) for x in inputs} == {(inputs[0].shape, "float32")}:
+        return lowering.node(lce_layers.Add, inputs, inputs[0].shape)
+    return None
 
 
 def _dense(lowering, layer, x):
@@ -376,14 +347,10 @@ def _dense(lowering, layer, x):
 
 def _quant_dense(lowering, layer, x):
     *positions, channels = x.shape
-    if len(positions) == 2:
-        y = lowering.product(layer, x, (*positions, layer.units))
-    else:  # LCE's only binary product is a convolution of maps
-        y = lowering.reshaped(x, (None if None in positions else math.prod(positions), 1, channels))
-        y = lowering.product(layer, y, (*y.shape[:-1], layer.units))
-        y = lowering.biased_and_activated(layer, y)
-        return lowering.reshaped(y, (*positions, layer.units))
-    return lowering.biased_and_activated(layer, y)
+    # LCE's only binary product is a convolution of maps.
+    sides = positions if len(positions) == 2 else (None if None in positions else math.prod(positions), 1)
+    y = lowering.product(layer, lowering.reshaped(x, (*sides, channels)), (*sides, layer.units))
+    return lowering.reshaped(lowering.biased_and_activated(layer, y), (*positions, layer.units))
 
 
 def _check_channels_last(layer):
@@ -411,10 +378,8 @@ def _of_maps(sizes, rank=2):
 
 
 def _conv(lowering, layer, x):
-    filters = layer.filters
-    constants = {"kernel": as_array(layer.kernel), "scale": np.ones(filters), "bias": np.zeros(filters)}
     shape = layer.compute_output_shape((None, *x.shape))[1:]
-    y = lowering.node(lce_layers.Convolution, [x], shape, constants, filters=filters, **_convolution_options(layer))
+    y = lowering.convolution(x, shape, as_array(layer.kernel), np.ones(layer.filters), **_convolution_options(layer))
     return lowering.biased_and_activated(layer, y)
 
 
@@ -485,7 +450,7 @@ def _shortcut(lowering, x, units):
 
 
 def _projection(lowering, layer, x):
-    y = _quant_dense(lowering, layer.dense, _shift(lowering, layer.shift, x))
+    y = _quant_dense(lowering, layer.dense, lowering.call(layer.shift, x))
     y = _batch_norm(lowering, layer.norm, y)
     total = lowering.node(lce_layers.Add, [y, _shortcut(lowering, x, layer.units)], y.shape)
     return _rprelu(lowering, layer.activation, total)
@@ -522,7 +487,7 @@ def _attention(lowering, layer, x):
     signs = []
     for projected, shift in zip((query, key, value), shifts, strict=True):
         with lowering.inside(shift.name):
-            signs.append(lowering.float_sign(layer.input_quantizer, _shift(lowering, shift, projected)))
+            signs.append(lowering.float_sign(layer.input_quantizer, projected.affine(shift=as_array(shift.shift))))
     clip = clip_of(layer)
     constants = {"threshold": clip / 2}
     attended = lowering.node(lce_layers.Attention, signs, query.shape, constants, num_heads=layer.num_heads)
@@ -581,7 +546,7 @@ def _patch_embedding(lowering, layer, x):
 
 def _patch_merging(lowering, layer, x):
     x = inside(lowering, layer.input_norm, x)
-    y = _shift(lowering, layer.shift, x) if layer.binary else x
+    y = lowering.call(layer.shift, x) if layer.binary else x
     y = inside(lowering, layer.norm, inside(lowering, layer.convolution, y))
     if layer.binary:
         pooled = _shortcut(lowering, _average_pool(lowering, x, 2), layer.embed_dim)
@@ -594,43 +559,31 @@ def _patch_merging(lowering, layer, x):
 
 def _channelwise(x, constant):
     """Returns `constant` as one value or one for each channel of the edge `x`, `None` where it is neither."""
-    if isinstance(constant, Edge) or not isinstance(x, Edge) or x.node.dtype != "float32":
-        return None
     values, channels = as_array(constant), x.shape[-1:]
+    if x.node.dtype != "float32":
+        return None
     if values.size == 1 and values.ndim <= len(channels):
         return values.reshape(())
-    return (
-        values.reshape(-1)
-        if values.shape[-1:] == channels == (values.size,) and values.ndim <= 1 + len(x.shape)
-        else None
-    )
+    fits = values.shape[-1:] == channels == (values.size,) and values.ndim <= 1 + len(x.shape)
+    return values.reshape(-1) if fits else None
 
 
-def _sum_operation(lowering, operation, x, y):
-    x, y = (x, y) if isinstance(x, Edge) else (y, x)
-    if isinstance(y, Edge):
-        return _add(lowering, operation, [x, y])
-    shift = _channelwise(x, y)
-    return None if shift is None else x.affine(shift=shift)
+_AFFINES: dict[str, Callable] = {  # of an edge x and a constant c, if that comes second
+    "Add": lambda x, c, second: x.affine(shift=c),
+    "Subtract": lambda x, c, second: x.affine(shift=-c) if second else x.affine(-1.0, c),
+    "Multiply": lambda x, c, second: x.affine(c),
+    "Divide": lambda x, c, second: x.affine(1 / c) if second and np.all(c != 0) else None,
+}
+_AFFINES["TrueDivide"] = _AFFINES["Divide"]
 
 
-def _difference_operation(lowering, operation, x, y):
-    if isinstance(x, Edge):
-        shift = _channelwise(x, y)
-        return None if shift is None else x.affine(shift=-shift)
-    shift = _channelwise(y, x)
-    return None if shift is None else y.affine(-1.0, shift)
-
-
-def _product_operation(lowering, operation, x, y):
-    x, y = (x, y) if isinstance(x, Edge) else (y, x)
-    scale = _channelwise(x, y)
-    return None if scale is None else x.affine(scale)
-
-
-def _quotient_operation(lowering, operation, x, y):
-    divisor = _channelwise(x, y)
-    return None if divisor is None or np.any(divisor == 0) else x.affine(1 / divisor)
+def _arithmetic(lowering, operation, x, y):
+    name, second = type(operation).__name__, isinstance(x, Edge)
+    if second and isinstance(y, Edge):
+        return _add(lowering, operation, [x, y]) if name == "Add" else None
+    edge, constant = (x, y) if second else (y, x)
+    constant = _channelwise(edge, constant)
+    return None if constant is None else _AFFINES[name](edge, constant, second)
 
 
 def _reshape_operation(lowering, operation, x):
@@ -649,17 +602,13 @@ def _cast_operation(lowering, operation, x):
 
 
 _OPERATIONS: dict[str, Callable] = {
-    "Add": _sum_operation,
+    **dict.fromkeys(_AFFINES, _arithmetic),
     "Cast": _cast_operation,
-    "Divide": _quotient_operation,
-    "Multiply": _product_operation,
     "Reshape": _reshape_operation,
-    "Subtract": _difference_operation,
-    "TrueDivide": _quotient_operation,
 }
 
 RULES: dict[type, Callable] = {
-    **dict.fromkeys(_IDENTITIES, _identity),
+    **{getattr(keras.layers, name): lambda lowering, layer, x: x for name in _IDENTITIES.split()},
     keras.layers.Add: _add,
     keras.layers.BatchNormalization: _batch_norm,
     keras.layers.Conv2D: _conv,
@@ -678,7 +627,7 @@ RULES: dict[type, Callable] = {
     layers.QuantConv2D: _quant_conv,
     layers.QuantDense: _quant_dense,
     layers.QuantDepthwiseConv2D: _quant_depthwise_conv,
-    layers.ResidualAffine: _affine,
+    layers.ResidualAffine: lambda lowering, layer, x: x.affine(as_array(layer.scale), as_array(layer.shift)),
     layers.RPReLU: _rprelu,
-    layers.Shift: _shift,
+    layers.Shift: lambda lowering, layer, x: x.affine(shift=as_array(layer.shift)),
 }

@@ -54,8 +54,23 @@ def add_metadata(
         content |= preprocessor.to_metadata()
     content["outputs"] = "probabilities" if last and last.name == "SOFTMAX" else "logits"
     if class_names is not None:
-        content["labels"] = _checked_names(list(class_names), output.shape[-1])
-    return _with_metadata(flatbuffer, json.dumps(content, ensure_ascii=False).encode())
+        content["labels"] = labels = list(class_names)
+        if len(labels) != output.shape[-1]:
+            raise ValueError(f"The model has {output.shape[-1]} classes. Received: {len(labels)} class names")
+        for index, name in enumerate(labels):
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"A class name must be a text that isn't empty. Received: {name!r} for class {index}")
+    changed, schema = flatbuffers.unpack(flatbuffer), flatbuffers.schema()
+    if any((buffer.offset or 0) > 1 for buffer in changed.buffers):
+        raise ValueError("This model keeps constants behind the flatbuffer (it is above 2 GB); it can't take metadata.")
+    changed.metadata = changed.metadata or []
+    entry = next((entry for entry in changed.metadata if entry.name == NAME.encode()), None)
+    if entry is None:
+        entry = schema.MetadataT(name=NAME.encode(), buffer=len(changed.buffers))
+        changed.metadata.append(entry)
+        changed.buffers.append(schema.BufferT())
+    changed.buffers[entry.buffer].data = np.frombuffer(json.dumps(content, ensure_ascii=False).encode(), np.uint8)
+    return flatbuffers.pack(changed)
 
 
 def read_metadata(flatbuffer: bytes) -> dict:
@@ -68,26 +83,3 @@ def read_metadata(flatbuffer: bytes) -> dict:
     model = flatbuffers.unpack(flatbuffer)
     buffers = [model.buffers[entry.buffer].data for entry in model.metadata or [] if entry.name == NAME.encode()]
     return json.loads(bytes(buffers[0])) if buffers else {}
-
-
-def _checked_names(names, num_classes):
-    if len(names) != num_classes:
-        raise ValueError(f"The model has {num_classes} classes. Received: {len(names)} class names")
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"A class name must be a text that isn't empty. Received: {name!r} for class {index}")
-    return names
-
-
-def _with_metadata(flatbuffer, text):
-    model, schema = flatbuffers.unpack(flatbuffer), flatbuffers.schema()
-    if any((buffer.offset or 0) > 1 for buffer in model.buffers):
-        raise ValueError("This model keeps constants behind the flatbuffer (it is above 2 GB); it can't take metadata.")
-    model.metadata = model.metadata or []
-    entry = next((entry for entry in model.metadata if entry.name == NAME.encode()), None)
-    if entry is None:
-        entry = schema.MetadataT(name=NAME.encode(), buffer=len(model.buffers))
-        model.metadata.append(entry)
-        model.buffers.append(schema.BufferT())
-    model.buffers[entry.buffer].data = np.frombuffer(text, np.uint8)
-    return flatbuffers.pack(model)

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import string
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,16 +18,10 @@ import keras
 import numpy as np
 
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
+from keras_binaryvit.deploy import interpreters
 from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.inspect import Cost, Inspection, inspect, printable
-from keras_binaryvit.deploy.interpreters import (
-    Inputs,
-    lce_interpreter,
-    outputs_of,
-    prepared,
-    random_inputs,
-    runtime_interpreter,
-)
+from keras_binaryvit.deploy.interpreters import Inputs, prepared, random_inputs
 from keras_binaryvit.deploy.verify import Verification, structured
 from keras_binaryvit.layers.quantized import QuantizedKernel
 
@@ -115,10 +110,14 @@ def input_shares(model: keras.Model, inputs: list[np.ndarray]) -> dict[str, floa
 def _latencies(flatbuffer: bytes, batch: list[np.ndarray], threads: int, runs: int) -> list[tuple[str, int, object]]:
     """Returns `(interpreter, threads, milliseconds of each run, or why there are none)` for each that is installed."""
     rows: list[tuple[str, int, object]] = []
-    for name, create in [("Larq Compute Engine", lce_interpreter), ("binaryvit-runtime", runtime_interpreter)]:
+    kinds = {
+        "Larq Compute Engine": interpreters.lce_interpreter,
+        "binaryvit-runtime": interpreters.runtime_interpreter,
+    }
+    for name, create in kinds.items():
         try:
             interpreter = create(flatbuffer, threads)
-            rows.append((name, threads, _time(functools.partial(outputs_of, interpreter, batch), runs)))
+            rows.append((name, threads, _time(functools.partial(interpreters.outputs_of, interpreter, batch), runs)))
         except ImportError:
             continue
         except (RuntimeError, ValueError):  # such as one that lacks an operator
@@ -145,11 +144,9 @@ def _tiles(model: keras.Model, inspection: Inspection, verification: Verificatio
     float_bytes = 4 * model.count_params()
     total = inspection.total
     products = total.binary_multiply_adds + total.float_multiply_adds
+    smaller = float_bytes / max(inspection.file_bytes, 1)
     tiles = [
-        (
-            _bytes(inspection.file_bytes),
-            f"{float_bytes / max(inspection.file_bytes, 1):.1f} times smaller than float32",
-        ),
+        (_bytes(inspection.file_bytes), f"{smaller:.1f} times smaller than float32"),
         (_si(products), f"multiply-adds, {total.binary_multiply_adds / max(products, 1):.1%} of them binary"),
         (_bytes(total.bytes_moved), f"moved between {total.operators:,} operators"),
     ]
@@ -172,7 +169,7 @@ def _facts(model: keras.Model, inspection: Inspection) -> str:
         ("Made with", ", ".join(versions)),
         ("Measured on", f"{_processor()}, {_plural(os.cpu_count() or 1, 'processor')}, {platform.system()}"),
     ]
-    return _table(["", ""], [[name, value] for name, value in facts], kind="facts")
+    return _table(["", ""], facts, kind="facts")
 
 
 def _size(model: keras.Model, inspection: Inspection) -> str:
@@ -194,18 +191,16 @@ def _size(model: keras.Model, inspection: Inspection) -> str:
 def _agreement(verification: Verification | None) -> str:
     if verification is None:
         return "<p>This file was written without a check.</p>"
+    accuracies = [("the model", verification.model_accuracy), ("this file", verification.flatbuffer_accuracy)]
     rows = [
         ["Images", f"{verification.num_images:,}"],
         ["Same top-1 class", f"{verification.agreement:.2%}"],
         ["Largest difference of a logit, relative to the largest logit", f"{verification.largest_difference:.1e}"],
         ["Mean difference, relative to the same", f"{verification.mean_difference:.1e}"],
+        *([f"Accuracy of {what}", f"{accuracy:.2%}"] for what, accuracy in accuracies if accuracy is not None),
     ]
-    if verification.model_accuracy is not None:
-        rows.append(["Accuracy of the model", f"{verification.model_accuracy:.2%}"])
-    if verification.flatbuffer_accuracy is not None:
-        rows.append(["Accuracy of this file", f"{verification.flatbuffer_accuracy:.2%}"])
-    scatter = _scatter(np.asarray(verification.model_logits, float), np.asarray(verification.flatbuffer_logits, float))
-    return _table(["", ""], rows, kind="facts") + scatter
+    logits = (np.asarray(x, float) for x in (verification.model_logits, verification.flatbuffer_logits))
+    return _table(["", ""], rows, kind="facts") + _scatter(*logits)
 
 
 def _latency_table(latencies: list) -> str:
@@ -213,11 +208,10 @@ def _latency_table(latencies: list) -> str:
         return "<p>Neither the Larq Compute Engine nor binaryvit-runtime is installed here.</p>"
     rows = []
     for name, count, times in latencies:
+        figures = ["", times, "", ""]
         if isinstance(times, np.ndarray):
-            figures = [f"{np.percentile(times, percent):.2f}" for percent in (50, 10, 90)]
-            rows.append([name, f"{count}", f"{len(times)}", *figures])
-        else:
-            rows.append([name, f"{count}", "", str(times), "", ""])
+            figures = [f"{len(times)}", *(f"{np.percentile(times, percent):.2f}" for percent in (50, 10, 90))]
+        rows.append([name, f"{count}", *figures])
     note = "<p>Milliseconds for a batch of the file's size, after three to warm up.</p>"
     return note + _table(["interpreter", "threads", "runs", "median", "10th percentile", "90th percentile"], rows)
 
@@ -238,31 +232,30 @@ def _float_table(model: keras.Model) -> str:
 
 def _layer_table(inspection: Inspection, shares: dict[str, float]) -> str:
     total = inspection.total
-    layers = inspection.by_origin()
-    rows, groups = [], inspection.by_origin(depth=1)
-    for group, cost in groups.items():
-        inside = {name: part for name, part in layers.items() if name.split("/")[0] == group}
-        rows.append([group or "-", *_cost_cells(cost, total), *_share_cells(group, cost, shares)])
-        if len(inside) > 1:
-            for name, part in inside.items():
-                rows.append(
-                    [f"/{name.partition('/')[2]}", *_cost_cells(part, total), *_share_cells(name, part, shares)]
-                )
-    foot = ["total", *_cost_cells(total, total), *_share_cells("", total, shares)]
-    return _table(["layer", *_COST_HEADS, "+1 in kernels", "+1 in inputs"], rows, [foot])
+
+    def row(title, origin, cost):
+        return [title, *_cost_cells(cost, total), *_share_cells(origin, cost, shares)]
+
+    rows, layers = [], inspection.by_origin()
+    for group, cost in inspection.by_origin(depth=1).items():
+        inside = [
+            row(f"/{name.partition('/')[2]}", name, part)
+            for name, part in layers.items()
+            if name.split("/")[0] == group
+        ]
+        rows += [row(group or "-", group, cost), *(inside if len(inside) > 1 else [])]
+    return _table(["layer", *_COST_HEADS, "+1 in kernels", "+1 in inputs"], rows, [row("total", "", total)])
 
 
 _COST_HEADS = ["ops", "bytes moved", "constants", "binary multiply-adds", "float multiply-adds"]
 
 
 def _cost_cells(cost: Cost, total: Cost) -> list:
-    return [
-        f"{cost.operators:,}",
-        (_bytes(cost.bytes_moved), cost.bytes_moved / max(total.bytes_moved, 1)),
-        _bytes(cost.constant_bytes),
-        (_si(cost.binary_multiply_adds), cost.binary_multiply_adds / max(total.binary_multiply_adds, 1)),
-        (_si(cost.float_multiply_adds), cost.float_multiply_adds / max(total.float_multiply_adds, 1)),
-    ]
+    def bar(write, name):
+        return write(getattr(cost, name)), getattr(cost, name) / max(getattr(total, name), 1)
+
+    products = [bar(_si, "binary_multiply_adds"), bar(_si, "float_multiply_adds")]
+    return [f"{cost.operators:,}", bar(_bytes, "bytes_moved"), _bytes(cost.constant_bytes), *products]
 
 
 def _share_cells(origin: str, cost: Cost, shares: dict[str, float]) -> list[str]:
@@ -327,17 +320,15 @@ def _ticks(low: float, high: float) -> list[float]:
 # ---- text
 
 
-def _table(heads: list[str], rows: Iterable[list], foot: Iterable[list] = (), kind: str = "") -> str:
+def _table(heads: list[str], rows: Iterable[Sequence], foot: Iterable[Sequence] = (), kind: str = "") -> str:
     """Returns a table; a cell is a text, or a text and the share of a bar behind it."""
     head = f"<thead><tr>{''.join(f'<th>{_text(name)}</th>' for name in heads)}</tr></thead>" if any(heads) else ""
-    body = f"<tbody>{''.join(map(_row, rows))}</tbody>"
-    end = "".join(map(_row, foot))
-    return (
-        f'<div class="scroll"><table class="{kind}">{head}{body}{f"<tfoot>{end}</tfoot>" if end else ""}</table></div>'
-    )
+    body, end = ("".join(map(_row, part)) for part in (rows, foot))
+    parts = f"{head}<tbody>{body}</tbody>{f'<tfoot>{end}</tfoot>' if end else ''}"
+    return f'<div class="scroll"><table class="{kind}">{parts}</table></div>'
 
 
-def _row(cells: list) -> str:
+def _row(cells: Sequence) -> str:
     inner = ' class="inner"' if str(cells[0]).startswith("/") else ""
     return f"<tr{inner}>{''.join(map(_cell, cells))}</tr>"
 
@@ -382,9 +373,6 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: (.*)", file.read_text(encoding="utf-8") if file.exists() else "", re.M)
+    return name[1] if name else platform.processor() or platform.machine()

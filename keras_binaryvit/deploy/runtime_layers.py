@@ -67,8 +67,15 @@ class FusedLayer(InferenceLayer):
         return {**values, **tables}
 
     def operands(self) -> list[np.ndarray]:
-        """Returns the constant inputs of the operator, in its order."""
-        raise NotImplementedError
+        """Returns the constant inputs of the operator: the weights in their order, kernels as bits."""
+
+        def operand(weight):
+            value = ops.convert_to_numpy(weight)
+            if weight.name == "kernels":
+                return np.stack([pack(kernel) for kernel in value])
+            return pack(value) if weight.name.startswith("kernel") else value
+
+        return [operand(weight) for weight in self.weights]
 
     def compute(self, x: Tensor, *others: Tensor) -> Tensor:
         """Returns the layer's output."""
@@ -98,16 +105,11 @@ class ResidualLayer(FusedLayer):
         residual: Whether it does, 0 or 1.
     """
 
-    def __init__(self, residual: int = 0, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.residual = residual
+    residual: int = 0
 
     @property
     def attributes(self) -> dict[str, int]:
         return {"residual": self.residual}
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "residual": self.residual}
 
 
 def fused_layers(frozen: keras.Model) -> list[FusedLayer]:
@@ -126,6 +128,7 @@ class FeedForward(ResidualLayer):
     Shapes: `(..., channels)`, 2 to 4 dimensions, and the same comes out; the residual has it too.
     """
 
+    expansion: int
     operator = "BinaryVitFeedForward"
     output_scale, output_shift = "output_scale", "output_shift"
     tables = {
@@ -136,10 +139,6 @@ class FeedForward(ResidualLayer):
         ),
     }
 
-    def __init__(self, expansion: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.expansion = expansion
-
     def build(self, input_shape: Shape) -> None:
         shape = input_shape[0] if self.residual else input_shape
         channels = shape[-1]
@@ -148,11 +147,6 @@ class FeedForward(ResidualLayer):
         self.hidden = self._constant("hidden", (4, hidden))
         self.kernel_2 = self._constant("kernel_2", (hidden, channels))
         self.parameters = self._constant("parameters", (7, channels))
-
-    def operands(self) -> list[np.ndarray]:
-        kernels = [pack(ops.convert_to_numpy(kernel)) for kernel in (self.kernel_1, self.kernel_2)]
-        hidden, parameters = (ops.convert_to_numpy(table) for table in (self.hidden, self.parameters))
-        return [kernels[0], hidden, kernels[1], parameters]
 
     def compute(self, x: Tensor, *residual: Tensor) -> Tensor:
         p = {**self._rows("hidden"), **self._rows("parameters")}
@@ -178,9 +172,6 @@ class FeedForward(ResidualLayer):
         constants["threshold_1"] = constants["threshold_1"] + shift
         constants["bias_1"] = constants["bias_1"] + np.tile(shift, copies)
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "expansion": self.expansion}
-
 
 _PARTS = ("threshold", "multiplier", "bias", "slope")
 
@@ -197,13 +188,10 @@ class SelfAttention(ResidualLayer):
     Shapes: `(batch, height, width, channels)`, and the same comes out.
     """
 
+    heads: int
+    reduction: int = 1
     operator = "BinaryVitAttention"
     output_scale, output_shift = "output_scale", "output_shift"
-
-    def __init__(self, heads: int, reduction: int = 1, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.heads = heads
-        self.reduction = reduction
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -231,11 +219,6 @@ class SelfAttention(ResidualLayer):
         self.kernels = self._constant("kernels", (count, channels, channels))
         self.parameters = self._constant("parameters", (9 + 4 * count, channels))
         self.probability_threshold = self._constant("probability_threshold", (1,))
-
-    def operands(self) -> list[np.ndarray]:
-        kernels = np.stack([pack(kernel) for kernel in ops.convert_to_numpy(self.kernels)])
-        tables = [ops.convert_to_numpy(table) for table in (self.parameters, self.probability_threshold)]
-        return [kernels, *tables]
 
     def compute(self, x: Tensor) -> Tensor:
         p = self._rows("parameters")
@@ -293,9 +276,6 @@ class SelfAttention(ResidualLayer):
             for part in ("threshold", "bias"):
                 constants[f"{name}/{part}"] = constants[f"{name}/{part}"] + shift
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "heads": self.heads, "reduction": self.reduction}
-
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class PoolingBranches(ResidualLayer):
@@ -309,13 +289,10 @@ class PoolingBranches(ResidualLayer):
     Shapes: `(batch, height, width, channels)`, and the same comes out.
     """
 
+    vertical: int
+    horizontal: int
     operator = "BinaryVitPooling"
     output_shift = "bias"
-
-    def __init__(self, vertical: int, horizontal: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.vertical = vertical
-        self.horizontal = horizontal
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -341,7 +318,7 @@ class PoolingBranches(ResidualLayer):
         return {**constants, "row_edge": rows[:, None], "column_edge": columns}
 
     def operands(self) -> list[np.ndarray]:
-        return [ops.convert_to_numpy(self.parameters)]
+        return super().operands()[:1]
 
     def compute(self, x: Tensor) -> Tensor:
         p = self._rows("parameters")
@@ -363,19 +340,10 @@ class PoolingBranches(ResidualLayer):
     def shift_inputs(constants: dict[str, np.ndarray], shift: np.ndarray | float) -> None:
         constants["shift"] = constants["shift"] + constants["scale"] * shift
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "vertical": self.vertical, "horizontal": self.horizontal}
-
 
 def pooling_edges(table: np.ndarray, vertical: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what each row and each column of a map adds, `(height, channels)` and `(width, channels)`, in float64.
-
-    Args:
-        table: The operator's parameters.
-        vertical: Reach of the cross above and below.
-        height: Of the map.
-        width: Of the map.
-    """
+    """Returns what each row and each column of a map adds, `(height, channels)` and `(width, channels)`, in float64, by
+    the operator's `table` of parameters."""
     table = table.astype(np.float64)
     _, shift, bias, center = table[:4]
     below, beside = table[4 : 4 + vertical], table[4 + vertical :]
@@ -402,22 +370,15 @@ class PatchMerging(FusedLayer):
     Shapes: `(batch, height, width, channels)` gives `(batch, height / 2, width / 2, units)`.
     """
 
+    units: int
     operator = "BinaryVitPatchMerging"
     tables = {"parameters": ("scale", "threshold"), "outputs": ("multiplier", "bias", "slope")}
-
-    def __init__(self, units: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.units = units
 
     def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         self.kernel = self._constant("kernel", (2, 2, channels, self.units))
         self.parameters = self._constant("parameters", (2, channels))
         self.outputs = self._constant("outputs", (3, self.units))
-
-    def operands(self) -> list[np.ndarray]:
-        kernel, parameters, outputs = map(ops.convert_to_numpy, (self.kernel, self.parameters, self.outputs))
-        return [pack(kernel), parameters, outputs]
 
     def compute(self, x: Tensor) -> Tensor:
         p = {**self._rows("parameters"), **self._rows("outputs")}
@@ -438,9 +399,6 @@ class PatchMerging(FusedLayer):
         shift = constants["scale"] * shift
         constants["threshold"] = constants["threshold"] + shift
         constants["bias"] = constants["bias"] + np.tile(shift, len(constants["bias"]) // len(shift))
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units}
 
 
 def _unstacked(variable):

@@ -8,8 +8,6 @@ Source: the Larq Compute Engine 0.16, larq_compute_engine/mlir/transforms.
 """
 
 import collections
-import dataclasses
-import importlib
 from typing import Any
 
 import numpy as np
@@ -32,23 +30,8 @@ def convert_saved_model(folder: str) -> bytes:
     return optimize(converter.convert())
 
 
-@dataclasses.dataclass(eq=False)
-class _Operator:
-    """An operator while its inputs and options are changed."""
-
-    name: str
-    inputs: list[int]
-    outputs: list[int]
-    options: dict[str, int]
-    source: Any
-
-
 def optimize(content: bytes) -> bytes:
-    """Returns a flatbuffer in which LCE's operators are as LCE's converter leaves them.
-
-    Args:
-        content: The file. Each LceBconv2d in it has packed inputs and gives floats.
-    """
+    """Returns a file whose every LceBconv2d has packed inputs and gives floats as LCE's converter leaves it."""
     model = flatbuffer.unpack(content)
     graph = _Graph(model)
     while graph.step():
@@ -58,27 +41,25 @@ def optimize(content: bytes) -> bytes:
 
 
 class _Graph:
+    """The main graph of a `ModelT`, whose operators have a name and options while they are changed."""
+
     def __init__(self, model: Any):
-        self._model = model
-        self._graph = model.subgraphs[0]
-        self._tensors = self._graph.tensors
-        self._codes = [_name(code) for code in model.operatorCodes]
-        self._operators = []
-        for source in self._graph.operators:
-            name = self._codes[source.opcodeIndex]
-            inputs = [int(index) for index in source.inputs]
-            options = options_of(source) if name.startswith("Lce") else {}
-            if name == "LceBconv2d":
-                inputs.append(-1)  # no thresholds
-            outputs = [int(index) for index in source.outputs]
-            self._operators.append(_Operator(name, inputs, outputs, options, source))
+        self._model, self._graph = model, model.subgraphs[0]
+        self._tensors, self._operators = self._graph.tensors, self._graph.operators
+        self._codes = flatbuffer.operator_names(model)
+        for operator in self._operators:
+            operator.name = self._codes[operator.opcodeIndex]
+            operator.options = flatbuffer.options_of(operator)
+            operator.inputs, operator.outputs = (list(map(int, x)) for x in (operator.inputs, operator.outputs))
+            if operator.name == "LceBconv2d":
+                operator.inputs.append(-1)  # no thresholds
 
     def step(self) -> bool:
         """Does one rewriting, and says whether there was one to do."""
         producers = {index: operator for operator in self._operators for index in operator.outputs}
         reads = collections.Counter(int(index) for index in self._graph.outputs)
         reads.update(index for operator in self._operators for index in operator.inputs)
-        first: dict[int, _Operator] = {}
+        first: dict[int, Any] = {}
         for operator in self._operators:
             if operator.name != "LceQuantize" and operator.name not in _ACTIVATIONS:
                 continue
@@ -99,7 +80,7 @@ class _Graph:
             reader.inputs = [new if index == old else index for index in reader.inputs]
         self._graph.outputs = [new if index == old else int(index) for index in self._graph.outputs]
 
-    def _merge(self, operator: _Operator, before: _Operator) -> bool:
+    def _merge(self, operator: Any, before: Any) -> bool:
         """Makes an operator one with that which computes its only input, and says whether that was possible."""
         packs = operator.name == "LceQuantize"
         if packs and before.name == "MAX_POOL_2D":
@@ -113,14 +94,14 @@ class _Graph:
         before.outputs = operator.outputs
         return True
 
-    def _pool_bits(self, pack: _Operator, pool: _Operator) -> bool:
+    def _pool_bits(self, pack: Any, pool: Any) -> bool:
         """Packs before a pooling rather than after it."""
-        options = pool.source.builtinOptions
+        options = pool.builtinOptions
         if options.fusedActivationFunction:
             return False
         x, bits = self._tensors[pool.inputs[0]], self._tensors[pack.outputs[0]]
         packed = self._new_tensor([*x.shape[:-1], bits.shape[-1]], bits.name)
-        pool.source.builtinOptions, pool.source.builtinOptionsType = None, 0
+        pool.builtinOptions, pool.builtinOptionsType = None, 0
         pack.name, pack.inputs = "LceBMaxPool2d", [packed]
         pack.options = {
             "padding": options.padding,
@@ -132,7 +113,7 @@ class _Graph:
         pool.name, pool.outputs = "LceQuantize", [packed]
         return True
 
-    def _activate(self, operator: _Operator, convolution: _Operator) -> bool:
+    def _activate(self, operator: Any, convolution: Any) -> bool:
         multiplier, bias = (self._constant(index) for index in convolution.inputs[2:4])
         fused = convolution.options["fused_activation_function"]
         if fused or np.any(multiplier != 1) or np.any(bias != 0):
@@ -140,7 +121,7 @@ class _Graph:
         convolution.options["fused_activation_function"] = _ACTIVATIONS[operator.name]
         return True
 
-    def _write_bits(self, convolution: _Operator) -> None:
+    def _write_bits(self, convolution: Any) -> None:
         """Gives a convolution thresholds on its sums in the place of a multiplier and a bias."""
         x, kernel, *transform, _ = convolution.inputs
         name, values = self._tensors[kernel].name, self._constant(kernel)
@@ -172,18 +153,15 @@ class _Graph:
     def write(self) -> None:
         """Puts the operators back into the model, without the constants that nothing reads any more."""
         for operator in self._operators:
-            source = operator.source
-            source.inputs, source.outputs = operator.inputs, operator.outputs
             if operator.name.startswith("Lce"):
-                source.customOptions = as_options(operator.options)
+                operator.customOptions = flatbuffer.as_options(operator.options)
             if operator.name not in self._codes:
                 self._codes.append(operator.name)
                 code = flatbuffer.schema().OperatorCodeT(
                     deprecatedBuiltinCode=_CUSTOM, customCode=operator.name.encode(), version=1, builtinCode=_CUSTOM
                 )
                 self._model.operatorCodes.append(code)
-            source.opcodeIndex = self._codes.index(operator.name)
-        self._graph.operators = [operator.source for operator in self._operators]
+            operator.opcodeIndex = self._codes.index(operator.name)
         used = {int(index) for index in self._graph.inputs}
         used.update(index for operator in self._operators for index in (*operator.inputs, *operator.outputs))
         buffers = {self._tensors[index].buffer for index in used - {-1}}
@@ -191,11 +169,6 @@ class _Graph:
             if tensor.buffer not in buffers:
                 self._model.buffers[tensor.buffer].data = None
                 tensor.buffer = 0
-
-
-def _name(code):
-    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return (code.customCode or b"").decode() if builtin == _CUSTOM else flatbuffer.names("BuiltinOperator")[builtin]
 
 
 def _used_bits(channels):
@@ -207,14 +180,8 @@ def _used_bits(channels):
 
 
 def _thresholds(size, multiplier, bias, fused):
-    """Returns for each unit how many differing bits its output is still positive with, in float32, as LCE computes it.
-
-    Args:
-        size: Bits that an output sums.
-        multiplier: Of each unit.
-        bias: Of each unit.
-        fused: The activation between sum and multiplier, as LCE numbers it.
-    """
+    """Returns for each unit how many of `size` differing bits its output is still positive with, in float32, as LCE
+    computes it; `fused` is LCE's number of the activation between sum and multiplier."""
     low, high = {0: (-size, size), 1: (0, size), 2: (-1, 1), 3: (0, 6)}[fused]
     magnitude = np.abs(multiplier)
     with np.errstate(all="ignore"):
@@ -224,26 +191,3 @@ def _thresholds(size, multiplier, bias, fused):
     always = ((start < 0) & (end < 0)) | ((multiplier == 0) & (bias < 0))
     never = ((start >= 0) & (end >= 0)) | ((multiplier == 0) & ~always)
     return np.where(always, _ALWAYS, np.where(never, _NEVER, threshold)).astype(np.int64)
-
-
-def options_of(operator: Any) -> dict[str, int]:
-    """Returns the options of a custom operator of the object API."""
-    if operator.customOptions is None or not len(operator.customOptions):
-        return {}
-    read = _flexbuffers().GetRoot(bytearray(operator.customOptions)).AsMap
-    return {key.AsKey: read[key.AsKey].AsInt for key in (read.Keys[index] for index in range(len(read.Keys)))}
-
-
-def as_options(options: dict[str, int]) -> np.ndarray | None:
-    """Returns options as a custom operator of the object API has them."""
-    if not options:
-        return None
-    builder = _flexbuffers().Builder()
-    with builder.Map():
-        for key, value in options.items():
-            builder.Int(key, int(value))
-    return np.frombuffer(bytes(builder.Finish()), np.uint8)
-
-
-def _flexbuffers() -> Any:
-    return importlib.import_module("flatbuffers.flexbuffers")

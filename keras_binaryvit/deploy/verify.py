@@ -84,7 +84,8 @@ def verify(
     count = len(inputs[0])
     if labels is not None and len(labels) != count:
         raise ValueError(f"Each image needs a label. Received: {count} images, {len(labels)} labels")
-    actual = _as_list(run(flatbuffer, inputs, progress=progress))
+    actual = run(flatbuffer, inputs, progress=progress)
+    actual = actual if isinstance(actual, list) else [actual]
     expected = _outputs(model, inputs)
     shapes = [array.shape for array in expected], [array.shape for array in actual]
     if shapes[0] != shapes[1]:
@@ -93,17 +94,16 @@ def verify(
         raise VerificationError("Logits are not finite; the model diverged in training, or its weights are damaged.")
     compared = [_compare(a, b) for a, b in zip(actual, expected, strict=True)]
     differing = np.flatnonzero(np.any([disagrees for disagrees, _ in compared], axis=0))
-    classes, expected_classes = actual[0].argmax(-1), expected[0].argmax(-1)
+    accuracies = [None if labels is None else float(np.mean(x[0].argmax(-1) == labels)) for x in (expected, actual)]
+    first = first_difference(model, flatbuffer, [x[differing[0]] for x in inputs]) if len(differing) else None
     result = Verification(
         num_images=count,
         agreement=min(float(1 - np.mean(disagrees)) for disagrees, _ in compared),
         largest_difference=max(float(difference.max()) for _, difference in compared),
         mean_difference=max(float(difference.mean()) for _, difference in compared),
-        model_accuracy=None if labels is None else float(np.mean(expected_classes == labels)),
-        flatbuffer_accuracy=None if labels is None else float(np.mean(classes == labels)),
-        first_difference=first_difference(model, flatbuffer, [array[differing[0]] for array in inputs])
-        if len(differing)
-        else None,
+        model_accuracy=accuracies[0],
+        flatbuffer_accuracy=accuracies[1],
+        first_difference=first,
         model_logits=expected[0],
         flatbuffer_logits=actual[0],
     )
@@ -114,10 +114,6 @@ def verify(
             f"the mean; {max_mean_difference:.1e} are allowed. {result}"
         )
     return result
-
-
-def _as_list(outputs):
-    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def _compare(actual, expected):
