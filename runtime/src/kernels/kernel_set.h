@@ -190,7 +190,7 @@ struct KernelSet {
 };
 
 // The best set that this processor runs, or the one that the environment variable BINARYVIT_KERNELS names: scalar, sse,
-// avx2, avx512, neon or dotprod. Null where that is unknown or can't run here; KernelNames says what could.
+// avx2, avx512bw, avx512, neon or dotprod. Null where that is unknown or can't run here; KernelNames says what could.
 const KernelSet* SelectKernels();
 const char* KernelNames();
 
@@ -274,7 +274,7 @@ static inline HiddenPosition PositionOfHidden(const KernelSet& kernels, size_t c
 
 extern const KernelSet kScalarKernels;
 #if defined(__x86_64__)
-extern const KernelSet kSseKernels, kAvx2Kernels, kAvx512Kernels;
+extern const KernelSet kSseKernels, kAvx2Kernels, kAvx512BwKernels, kAvx512Kernels;
 #elif defined(__aarch64__)
 extern const KernelSet kNeonKernels, kDotprodKernels;
 #endif
