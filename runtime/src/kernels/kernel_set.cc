@@ -24,6 +24,11 @@ const Candidate kCandidates[] = {
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
      }},
+    {&kAvx512BwKernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
     {&kSseKernels, [] { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }},
 #elif defined(__aarch64__)
@@ -49,7 +54,7 @@ const KernelSet* SelectKernels() {
 
 const char* KernelNames() {
 #if defined(__x86_64__)
-  return "scalar, sse, avx2, avx512";
+  return "scalar, sse, avx2, avx512bw, avx512";
 #elif defined(__aarch64__)
   return "scalar, neon, dotprod";
 #else
