@@ -141,7 +141,7 @@ class Interpreter:
 
         Raises:
             TypeError: An input is of integers where the model takes floats, or the other way round.
-            ValueError: There are other inputs than the model takes, or they have other shapes, or values beyond its type.
+            ValueError: There are other inputs than the model takes, or of other shapes or with values beyond its type.
         """
         if isinstance(inputs, Mapping):
             if set(inputs) != set(self.input_names):
@@ -176,7 +176,9 @@ class Interpreter:
             )
         result = array.astype(dtype)
         if dtype.kind != "f" and not np.array_equal(result, array):
-            raise ValueError(f"The input {detail['name']!r} takes {dtype}. Received: {array.dtype}, with values beyond it.")
+            raise ValueError(
+                f"The input {detail['name']!r} takes {dtype}. Received: {array.dtype}, with values beyond it."
+            )
         return result.reshape(-1, size, *expected)
 
     def _run(self, batch):
