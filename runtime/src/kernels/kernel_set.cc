@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__aarch64__)
+#if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -32,7 +32,11 @@ const Candidate kCandidates[] = {
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
     {&kSseKernels, [] { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }},
 #elif defined(__aarch64__)
+#if defined(__linux__)
     {&kDotprodKernels, [] { return (getauxval(AT_HWCAP) & (1UL << 20)) != 0; }},  // HWCAP_ASIMDDP
+#else
+    {&kDotprodKernels, [] { return true; }},  // all of Apple's
+#endif
     {&kNeonKernels, [] { return true; }},
 #endif
     {&kScalarKernels, [] { return true; }},
