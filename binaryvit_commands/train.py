@@ -45,18 +45,12 @@ def main() -> None:
     accuracies = history["val_accuracy"]
     print(f"Validation accuracy: {accuracies[-1]:.2%}, at best {max(accuracies):.2%}. Wrote {file}")
 
-    info = kb.data.info(recipe.dataset, recipe.data_dir)
-    split = training.evaluation_split(info)
-    batches = kb.data.load(
-        recipe.dataset, split, preprocessor=model.preprocessor, data_dir=recipe.data_dir, cache=False, shuffle=False
-    )
-    labels = np.concatenate([labels for _, labels in batches.as_numpy_iterator()])
-    predictions = model.predict(batches, verbose=0).argmax(-1)
+    split, labels, predictions = training.predict(recipe, model)
     print(f"Accuracy on {split!r}: {np.mean(predictions == labels):.2%} of {len(labels)} images")
     try:
         figures = {
             "curve.png": kb.visualize.learning_curve(history),
-            "confusion.png": kb.visualize.confusion_matrix(labels, predictions, info.class_names),
+            "confusion.png": kb.visualize.confusion_matrix(labels, predictions, model.class_names),
         }
     except ImportError as error:
         print(f"No pictures: {error}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import keras_binaryvit as kb
 from binaryvit_commands.recipe import Recipe
@@ -141,6 +142,7 @@ def fit(
                 initial_epoch=done,
                 validation_data=validation,
                 callbacks=monitors,
+                shuffle=False,  # load shuffles
                 verbose=0,
             )
             done, history.append = stop, True
@@ -230,6 +232,16 @@ def evaluation_split(info: kb.data.DatasetInfo) -> str:
     if split is None:
         raise ValueError(f"{info.name!r} has no images to evaluate on: neither a 'test' nor a 'validation' split.")
     return split
+
+
+def predict(recipe: Recipe, model: kb.models.ImageClassifier) -> tuple[str, np.ndarray, np.ndarray]:
+    """Returns the name of the split to evaluate on, and the labels and predicted classes of its images."""
+    split = evaluation_split(kb.data.info(recipe.dataset, recipe.data_dir))
+    batches = kb.data.load(
+        recipe.dataset, split, preprocessor=model.preprocessor, data_dir=recipe.data_dir, cache=False, shuffle=False
+    )
+    labels = np.concatenate([labels for _, labels in batches.as_numpy_iterator()])
+    return split, labels, model.predict(batches, verbose=0).argmax(-1)
 
 
 def evaluation_batch(split: str, images: int, batch_size: int, replicas: int) -> int:

@@ -43,7 +43,15 @@ model.compile(
 )
 checkpoints.restore(model)
 callbacks = [kb.training.ProgressBar(), checkpoints]
-model.fit(training, epochs=EPOCHS, initial_epoch=first_epoch, validation_data=test, callbacks=callbacks, verbose=0)
+model.fit(
+    training,
+    epochs=EPOCHS,
+    initial_epoch=first_epoch,
+    validation_data=test,
+    callbacks=callbacks,
+    shuffle=False,
+    verbose=0,
+)
 model.save(output / "model.keras")
 
 flatbuffer = kb.deploy.convert(model)

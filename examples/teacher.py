@@ -168,7 +168,7 @@ def main() -> None:
         optimizer = keras.optimizers.Adam(rate)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher.compile(optimizer, loss, metrics=["accuracy"])
-    teacher.fit(training, epochs=epochs, validation_data=load(arguments.validation_split), verbose=2)
+    teacher.fit(training, epochs=epochs, validation_data=load(arguments.validation_split), shuffle=False, verbose=2)
     teacher.save(arguments.output)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_binaryvit.deploy import composite, flatbuffer, tensorflow_converter
+from keras_binaryvit.deploy.any_batch import take_any_batch
 from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
@@ -225,6 +226,7 @@ def convert_frozen(
         tensorflow_converter.optimize(file)
     _name_operators(file, layers)
     _name_ends(file, frozen, shapes, inputs, outputs)
+    take_any_batch(file, shapes[0][0])
     return flatbuffer.pack(file)
 
 

@@ -58,6 +58,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Cosh": lambda x: 0.5 * (ops.exp(x) + ops.exp(-x)),
     "Erf": erf,
     "Sinh": lambda x: 0.5 * (ops.exp(x) - ops.exp(-x)),
+    "Softsign": lambda x: x / (1.0 + ops.abs(x)),
     "Tan": lambda x: ops.sin(x) / ops.cos(x),
 }
 

@@ -59,6 +59,11 @@ class _Folding:
             self._center(node)
             self._give_scales(node)
             self._give_shifts(node)
+        for node in self._done:
+            if _pads_bits_with_zeros(node) and {getattr(reader, "kind", None) for _, reader in self._reads[node]} == {
+                lce_layers.Sign
+            }:
+                _compare_integers(node)
         return dataclasses.replace(self._graph, nodes=self._done)
 
     def _take_in(self, node):
@@ -214,6 +219,12 @@ def is_padded(node: Node | None) -> bool:
     return not node.options.get("binary", False) and not takes_affine(node) and node.options.get("pad_values", 0) == 0
 
 
+def _pads_bits_with_zeros(node: Node) -> bool:
+    options = node.options
+    padded = options.get("padding") == "same" and not options.get("pad_values")
+    return node.kind is lce_layers.Convolution and padded and options.get("binary", False)
+
+
 def is_fused(kind: type) -> TypeGuard[type[runtime_layers.FusedLayer]]:
     """Whether `kind` is an operator of binaryvit-runtime, whose constants take in affines on either side."""
     return issubclass(kind, runtime_layers.FusedLayer)
@@ -270,6 +281,20 @@ def _scale_outputs(node, scale):
     factor = np.broadcast_to(scale, node.shape[-1:])[:, None] if depthwise else scale
     node.constants[name] = node.constants[name] * factor
     node.constants["bias"] = node.constants["bias"] * scale
+
+
+def _compare_integers(node):
+    """Lets a binary convolution that only signs read give integers and a half: no rounding changes their signs.
+
+    LCE's interpreter makes up for zeros around a map after the bias, where 0 may become less.
+    """
+    scale, bias = node.constants["scale"], node.constants["bias"]
+    scale, bias = np.broadcast_arrays(np.float64(scale), np.float64(bias))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        threshold = -bias / np.abs(scale)
+    least = np.ceil(threshold - 1e-9 * np.abs(threshold))  # a sum that is the threshold gives +1
+    node.constants["scale"] = np.sign(scale)
+    node.constants["bias"] = np.where(scale == 0, np.where(bias >= 0, 0.5, -0.5), 0.5 - least)
 
 
 def _grouped(reads, what):

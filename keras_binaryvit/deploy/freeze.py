@@ -68,6 +68,10 @@ def freeze(model: keras.Model, ops: str = "lce", check: bool = True) -> keras.Mo
                 "layer that holds it must build it in its build(), or leave it out."
             )
     frozen = emit(fold(lower(model, _RULES[ops])), model.name)
+    for tensor in frozen.outputs:
+        if not tensor.shape:
+            name = tensor._keras_history.operation.name
+            raise ConversionError(f"{name!r} gives one number for a whole batch. An output needs one for each image.")
     if check:
         check_frozen(model, frozen, _RULES[ops])
     return frozen

@@ -25,7 +25,8 @@ class Verification:
 
     Attributes:
         num_images: How many.
-        agreement: Share with the same top-1 class; of several outputs the smallest.
+        agreement: Share with the same top-1 class, or with another whose logit lies within 1e-6 of the largest; of
+            several outputs the smallest.
         largest_difference: Of any logit, relative to the largest logit's magnitude; of several outputs the largest.
         mean_difference: Of all logits, relative to the same, likewise.
         model_accuracy: Top-1 of the Keras model's first output, `None` without labels.
@@ -117,13 +118,16 @@ def verify(
 
 def _compare(actual, expected):
     """Returns for each image whether its classes differ, and all differences relative to the largest value."""
-    differs = (actual.argmax(-1) != expected.argmax(-1)).reshape(len(actual), -1).any(1)
-    return differs, _difference(actual, expected)
+    actual, expected = (
+        array.astype(np.float32).reshape(len(array), -1, array.shape[-1]) for array in (actual, expected)
+    )
+    largest = _largest(expected)
+    chosen = np.take_along_axis(expected, actual.argmax(-1)[..., None], axis=-1)[..., 0]
+    return np.any(expected.max(-1) - chosen > 1e-6 * largest, axis=1), np.abs(actual - expected) / largest
 
 
-def _difference(actual, expected):
-    actual, expected = (np.asarray(array, np.float32) for array in (actual, expected))
-    return np.abs(actual - expected) / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+def _largest(values):
+    return max(np.abs(values).max(), np.finfo(np.float32).tiny)
 
 
 def _outputs(model, inputs):
@@ -171,10 +175,11 @@ def first_difference(model: keras.Model, flatbuffer: bytes, inputs: Inputs, tole
     )
     actual = outputs_of(interpreter_of(_with_outputs(flatbuffer, list(tensors.values()))), arrays)
     differences = {}
-    for operation, a, b in zip(tensors, keras.tree.flatten(expected), actual, strict=True):
-        difference = _difference(b.reshape(-1), keras.ops.convert_to_numpy(a).reshape(-1))
-        count, size = int(np.sum(difference > tolerance)), difference.size
-        found = f"{operation.name}: {count} of {size} values, by up to {difference.max():.2g} of the largest"
+    for operation, *pair in zip(tensors, keras.tree.flatten(expected), actual, strict=True):
+        a, b = (np.asarray(keras.ops.convert_to_numpy(array), np.float32).reshape(-1) for array in pair)
+        difference = np.abs(a - b) / _largest(a)
+        count = int(np.sum(difference > tolerance))
+        found = f"{operation.name}: {count} of {a.size} values, by up to {difference.max():.2g} of the largest"
         differences[operation] = found if count else None
     ends = {tensor._keras_history.operation for tensor in frozen.outputs}
     first, goes_on = None, set[keras.Operation]()

@@ -15,7 +15,7 @@ settings.register_profile("runtime", deadline=None, suppress_health_check=[Healt
 settings.load_profile("runtime")
 
 RUNTIME = Path(__file__).parents[1]
-SETS = {"x86_64": ["scalar", "sse", "avx2", "avx512"], "aarch64": ["scalar", "neon", "dotprod"]}
+SETS = {"x86_64": ["scalar", "sse", "avx2", "avx512bw", "avx512"], "aarch64": ["scalar", "neon", "dotprod"]}
 
 
 def available_kernels():

@@ -11,7 +11,7 @@ import pytest
 from conftest import CONVERTERS
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
-from requirements import HAS_LCE, needs_interpreter, needs_lce
+from requirements import HAS_LCE, needs_interpreter, needs_lce, needs_runtime
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
@@ -65,6 +65,23 @@ def test_equals_the_authors_recordings(name):
     # Fewer are welcome, and then these are to be lowered. BinaryViT-Small has the blocks of the first, several times.
     assert ops.total() <= {"pyramid_mini": 335, "flat_row1_cls": 124, "deit_fp": 161}[name]
     assert not set(ops) & {"LceDequantize", "SELECT", "SELECT_V2", "GREATER", "GREATER_EQUAL", "SUB"}
+
+
+@pytest.mark.parametrize("statistics", ["new", "a threshold for each filter", "some filters reversed"])
+def test_sums_on_a_threshold_beside_zeros_around_a_map(statistics):
+    """LCE makes up for the zeros after the bias, where a sum that is the threshold may become less."""
+    x = inputs = keras.Input((6, 6, 32))
+    norms = [layers.BatchNormalization(), layers.BatchNormalization()]
+    for norm in norms:
+        x = norm(kb.layers.QuantConv2D(32, 3, padding="same", **BINARY)(x))
+    model, rng = keras.Model(inputs, x), np.random.default_rng(0)
+    if statistics != "new":
+        norms[0].moving_mean.assign(rng.integers(-20, 20, 32))
+        norms[0].moving_variance.assign(rng.uniform(0.5, 90, 32))
+    if statistics == "some filters reversed":
+        norms[0].gamma.assign(rng.choice([-1.0, 0.0, 1.0], 32))
+    ops = assert_converts(model, exceptions=0)
+    assert ops["LceBconv2d"] == ops["LceQuantize"] == ops.total() / 2
 
 
 @pytest.mark.parametrize("kind", ["sum", "product", "after an activation", "before a sign"])
@@ -260,6 +277,47 @@ def test_batches(model, ops, converter):
     assert flatbuffers.read(kb.deploy.convert(fixed, ops, converter=converter)).inputs[0].shape == (2, 4, 4, 32)
     with pytest.raises(ValueError, match="batch_size must be positive, and 2 where the input .* says it"):
         kb.deploy.convert(fixed, batch_size=3)
+
+
+RESIZED = {
+    "flattened": lambda x: layers.Dense(3)(layers.Flatten()(x)),
+    "sequence": lambda x: layers.Permute((2, 1))(layers.Reshape((36, 32))(x)),
+    "binary, flattened": lambda x: kb.layers.QuantDense(5, **BINARY)(layers.Flatten()(x)),
+    "larger": lambda x: layers.UpSampling2D(2)(x),
+    "one-dimensional": lambda x: kb.layers.QuantConv1D(32, 3, **BINARY)(layers.Reshape((36, 32))(x)),
+    "steps": lambda x: layers.TimeDistributed(kb.layers.QuantDense(8, **BINARY))(layers.Reshape((4, 9, 32))(x)),
+}
+
+
+@needs_runtime
+@pytest.mark.parametrize("converter", ROUTES)
+@pytest.mark.parametrize("name", RESIZED)
+def test_resized_to_another_batch(name, converter):
+    from ai_edge_litert.interpreter import Interpreter
+    from binaryvit_runtime import load_delegate
+
+    inputs = keras.Input((8, 8, 32))
+    model = randomize(keras.Model(inputs, RESIZED[name](kb.layers.QuantConv2D(32, 3, **BINARY)(inputs))))
+    flatbuffer, x = kb.deploy.convert(model, converter=converter), images(model, 3)
+    interpreter = Interpreter(model_content=flatbuffer, experimental_delegates=[load_delegate()])
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(source["index"], x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(source["index"], x)
+    interpreter.invoke()
+    expected = kb.deploy.run(flatbuffer, x)  # one by one
+    np.testing.assert_allclose(interpreter.get_tensor(target["index"]), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@needs_runtime
+def test_where_the_batch_moves_it_is_fixed():
+    """Else a side of the map that is as long as the batch would change with it."""
+    inputs = keras.Input((4, 4, 32))
+    x = keras.ops.transpose(kb.layers.QuantConv2D(32, 1, **BINARY)(inputs), (1, 0, 2, 3))
+    x = keras.ops.transpose(keras.ops.reshape(x, (4, -1, 128)), (1, 0, 2))
+    flatbuffer = kb.deploy.convert(randomize(keras.Model(inputs, x)), batch_size=4)
+    (reshape,) = [op for op in flatbuffers.read(flatbuffer).operators if op.name == "RESHAPE"]
+    assert np.frombuffer(reshape.inputs[1].data, "<i4")[0] == 4
 
 
 @pytest.mark.parametrize("converter", ROUTES)

@@ -23,6 +23,7 @@ RANGES = {
     ops.arctanh: (math.atanh, -0.99, 0.99),
     ops.cosh: (math.cosh, -5, 5),
     ops.sinh: (math.sinh, -5, 5),
+    ops.softsign: (lambda x: x / (1 + abs(x)), -20, 20),
     ops.tan: (math.tan, -1.5, 1.5),
 }
 

@@ -355,3 +355,9 @@ def test_kernels_of_zeros():
     model = functional((4,), layer)
     model.layers[-1].kernel.assign(np.zeros((4, 3)))
     assert_close(numpy(kb.deploy.freeze(model)(images(model))), numpy(model(images(model))))
+
+
+def test_an_output_for_the_whole_batch_is_refused():
+    model = functional((4, 4, 32), lambda x: keras.ops.mean(keras.layers.Conv2D(3, 1)(x)))
+    with pytest.raises(kb.deploy.ConversionError, match="'mean.*' gives one number for a whole batch"):
+        kb.deploy.freeze(model)

@@ -139,6 +139,20 @@ def test_logits_that_differ_are_an_error_though_the_classes_agree(model, flatbuf
         kb.deploy.verify(changed(model, double), flatbuffer, IMAGES)
 
 
+def test_classes_whose_logits_are_equal_but_for_rounding_agree():
+    def network(difference):
+        inputs = keras.Input((4,))
+        dense = keras.layers.Dense(3, kernel_initializer="zeros")
+        model = keras.Model(inputs, dense(inputs))
+        dense.bias.assign([1.0, 1.0 + difference, 0.0])
+        return model
+
+    x = np.zeros((2, 4), "float32")
+    assert kb.deploy.verify(network(-2e-7), kb.deploy.convert(network(2e-7)), x).agreement == 1.0
+    with pytest.raises(kb.deploy.VerificationError, match="agree on 0.00% of 2 images"):
+        kb.deploy.verify(network(-1e-5), kb.deploy.convert(network(1e-5)), x)
+
+
 def test_another_number_of_classes(flatbuffer):
     with pytest.raises(ValueError, match=r"outputs of shape \[\(2, 7\)\], the flatbuffer \[\(2, 5\)\]"):
         kb.deploy.verify(kb.BinaryViT(**{**ARGUMENTS, "num_classes": 7}), flatbuffer, IMAGES[:2])

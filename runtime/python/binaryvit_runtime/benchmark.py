@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -117,7 +118,9 @@ def _difference(after, before):
 
 def peak_memory() -> int:
     """Returns the largest resident memory that this process has had, in bytes."""
-    # Not getrusage: its figure begins with that of the process which started this one.
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux that figure begins with the one of the process which started this one.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from binaryvit_runtime.files import map_model
-from binaryvit_runtime.profile import OperatorTime, kernels_of, read_profile
+from binaryvit_runtime.profile import LIBRARY, OperatorTime, kernels_of, read_profile
 
 
 def include_path() -> Path:
@@ -26,10 +26,9 @@ def library_path() -> Path:
     Raises:
         RuntimeError: The package holds no library, because it wasn't installed with pip.
     """
-    path = Path(__file__).with_name("libbinaryvit_runtime.so")
-    if not path.exists():
-        raise RuntimeError(f"{path} doesn't exist; `pip install ./runtime` compiles it.")
-    return path
+    if not LIBRARY.exists():
+        raise RuntimeError(f"{LIBRARY} doesn't exist; `pip install ./runtime` compiles it.")
+    return LIBRARY
 
 
 def load_delegate(num_threads: int | None = None, profile: bool = False) -> Any:
@@ -142,7 +141,7 @@ class Interpreter:
 
         Raises:
             TypeError: An input is of integers where the model takes floats, or the other way round.
-            ValueError: There are other inputs than the model takes, or they have other shapes.
+            ValueError: There are other inputs than the model takes, or of other shapes or with values beyond its type.
         """
         if isinstance(inputs, Mapping):
             if set(inputs) != set(self.input_names):
@@ -175,7 +174,12 @@ class Interpreter:
             raise TypeError(
                 f"The input {detail['name']!r} takes {dtype}. Received: {array.dtype}. Classifier prepares pixels."
             )
-        return array.astype(dtype).reshape(-1, size, *expected)
+        result = array.astype(dtype)
+        if dtype.kind != "f" and not np.array_equal(result, array):
+            raise ValueError(
+                f"The input {detail['name']!r} takes {dtype}. Received: {array.dtype}, with values beyond it."
+            )
+        return result.reshape(-1, size, *expected)
 
     def _run(self, batch):
         for detail, array in zip(self._inputs, batch):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any
+
+LIBRARY = Path(__file__).with_name("libbinaryvit_runtime" + (".dylib" if sys.platform == "darwin" else ".so"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class _Entry(ctypes.Structure):  # BinaryVitProfileEntry
 
 @functools.cache
 def _library():
-    library = ctypes.CDLL(str(Path(__file__).with_name("libbinaryvit_runtime.so")))
+    library = ctypes.CDLL(str(LIBRARY))
     library.binaryvit_kernels.argtypes = [ctypes.c_void_p]
     library.binaryvit_kernels.restype = ctypes.c_char_p
     library.binaryvit_profile.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Entry), ctypes.c_size_t]

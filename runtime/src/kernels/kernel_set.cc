@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__aarch64__)
+#if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -24,10 +24,19 @@ const Candidate kCandidates[] = {
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
      }},
+    {&kAvx512BwKernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
     {&kSseKernels, [] { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }},
 #elif defined(__aarch64__)
+#if defined(__linux__)
     {&kDotprodKernels, [] { return (getauxval(AT_HWCAP) & (1UL << 20)) != 0; }},  // HWCAP_ASIMDDP
+#else
+    {&kDotprodKernels, [] { return true; }},  // all of Apple's
+#endif
     {&kNeonKernels, [] { return true; }},
 #endif
     {&kScalarKernels, [] { return true; }},
@@ -49,7 +58,7 @@ const KernelSet* SelectKernels() {
 
 const char* KernelNames() {
 #if defined(__x86_64__)
-  return "scalar, sse, avx2, avx512";
+  return "scalar, sse, avx2, avx512bw, avx512";
 #elif defined(__aarch64__)
   return "scalar, neon, dotprod";
 #else

@@ -156,8 +156,9 @@ struct KernelSet {
   // For each row which hidden values are below their limits, at PositionOfHidden, and the means over each channel's units.
   void (*expand)(const Rows&, const Hidden&, const float* shortcuts, float* means, size_t means_stride, uint32_t* bits,
                  size_t bits_stride);
-  // shortcuts[e * period + i] = values[(i * expansion + e) % channels], for CanDeinterleave's channels and expansions.
-  void (*deinterleave)(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch);
+  // Of rows without gaps: shortcuts[e * period + i] = values[(i * expansion + e) % channels], where CanDeinterleave says so.
+  void (*deinterleave)(const float* values, size_t rows, size_t channels, size_t expansion, size_t period,
+                       float* shortcuts);
   // Of rows of 32 * words values, without gaps: output[i] = values[i] * factors[i], and pack_below of the output.
   void (*scale_and_pack)(const float* values, size_t rows, size_t words, const float* factors, const float* limits,
                          float* output, uint32_t* bits);
@@ -190,7 +191,7 @@ struct KernelSet {
 };
 
 // The best set that this processor runs, or the one that the environment variable BINARYVIT_KERNELS names: scalar, sse,
-// avx2, avx512, neon or dotprod. Null where that is unknown or can't run here; KernelNames says what could.
+// avx2, avx512bw, avx512, neon or dotprod. Null where that is unknown or can't run here; KernelNames says what could.
 const KernelSet* SelectKernels();
 const char* KernelNames();
 
@@ -226,17 +227,9 @@ static inline size_t PackedWords(size_t units, size_t words, size_t tile, size_t
   return RoundUp(units, tile) * RoundUp(words, group);
 }
 
-// Whether `deinterleave` applies, by halving the channels, and how long its period is.
+// Whether `deinterleave` applies.
 static inline bool CanDeinterleave(size_t tile, size_t channels, size_t expansion) {
-  size_t length = channels;
-  for (; expansion % 2 == 0; expansion /= 2) {
-    if (length % (2 * tile) == 0) {
-      length /= 2;
-    } else if (length != tile) {
-      return false;
-    }
-  }
-  return expansion == 1 && length % tile == 0;
+  return (expansion == 4 || expansion == 8) && channels % kBitsPerWord == 0 && channels % (4 * tile) == 0;
 }
 
 // Hidden units go tile of channels by tile of channels, and within one by e, then by channel.
@@ -274,7 +267,7 @@ static inline HiddenPosition PositionOfHidden(const KernelSet& kernels, size_t c
 
 extern const KernelSet kScalarKernels;
 #if defined(__x86_64__)
-extern const KernelSet kSseKernels, kAvx2Kernels, kAvx512Kernels;
+extern const KernelSet kSseKernels, kAvx2Kernels, kAvx512BwKernels, kAvx512Kernels;
 #elif defined(__aarch64__)
 extern const KernelSet kNeonKernels, kDotprodKernels;
 #endif

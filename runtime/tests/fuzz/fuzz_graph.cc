@@ -1,5 +1,5 @@
-// A fuzz target for libFuzzer: bytes describe a graph of the builtin operators that the delegate takes and of LceQuantize and
-// LceDequantize, so that it takes any. Nodes that the delegate leaves stay with the host.
+// A fuzz target for libFuzzer: bytes describe a graph of the operators that the delegate takes, builtin, LCE's and fused
+// ones. Nodes that the delegate leaves stay with the host.
 //
 // The bytes:
 //
@@ -8,43 +8,48 @@
 //   u16 tensors that are outputs of the graph, one per bit
 //   u8 count of nodes, and for each of them
 //       u8 operator
-//       u8 whether it has builtin data, and then i32 for each field
+//       u8 whether it has builtin data or options, and then i32 for each field or option
 //       u8 count of inputs, and i8 for each; u8 count of outputs, and i8 for each
 //   where it is resized: i32 for each dimension of the first tensor, and of inputs with its shape
 #include <string>
 #include <vector>
 
+#include "custom_operators.h"
 #include "host.h"
 
+namespace binaryvit {
 namespace {
 
-using namespace binaryvit::fuzz;
-using namespace binaryvit::litert;
+using namespace fuzz;
+using namespace litert;
 
-constexpr size_t kMaxTensors = 12, kMaxNodes = 8, kMaxInputs = 6, kMaxOutputs = 2;
+constexpr size_t kMaxTensors = 16, kMaxNodes = 8, kMaxInputs = 6, kMaxOutputs = 2;
 
-struct Operator {
-  int builtin_code;
-  const char* name;  // of a custom operator
-  size_t fields;     // of its builtin data
+struct BuiltinOperator {
+  int code;
+  size_t fields;  // of its builtin data
 };
 
-constexpr Operator kOperators[] = {
-    {kBuiltinAdd, nullptr, 1},    {kBuiltinMul, nullptr, 1},    {kBuiltinAddN, nullptr, 0},
-    {kBuiltinPrelu, nullptr, 0},  {kBuiltinTile, nullptr, 0},   {kBuiltinConv2d, nullptr, 4},
-    {kBuiltinDepthwiseConv2d, nullptr, 5},                      {kBuiltinFullyConnected, nullptr, 3},
-    {kBuiltinCustom, "LceQuantize", 0},                         {kBuiltinCustom, "LceDequantize", 0},
+constexpr BuiltinOperator kBuiltinOperators[] = {
+    {kBuiltinAdd, 1},  {kBuiltinMul, 1},    {kBuiltinAddN, 0},           {kBuiltinPrelu, 0},
+    {kBuiltinTile, 0}, {kBuiltinConv2d, 4}, {kBuiltinDepthwiseConv2d, 5}, {kBuiltinFullyConnected, 3},
 };
 
-std::string BuiltinData(Bytes& bytes, const Operator& op) {
+std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op) {
   std::string data;
   for (size_t i = 0; i < op.fields; ++i) {
     auto value = bytes.Take<int32_t>();
     // LiteRT's parser gives a bool.
-    if (op.builtin_code == kBuiltinFullyConnected && i == 2) value &= 1;
+    if (op.code == kBuiltinFullyConnected && i == 2) value &= 1;
     data.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   return data;
+}
+
+std::string Options(Bytes& bytes, const CustomOperator& op) {
+  std::vector<OptionValue> values;
+  for (size_t i = 0; i < op.options.size(); ++i) values.push_back({bytes.Take<int32_t>()});
+  return Flexbuffer(op.options, values);
 }
 
 std::vector<int> Indices(Bytes& bytes, size_t most) {
@@ -55,10 +60,8 @@ std::vector<int> Indices(Bytes& bytes, size_t most) {
 
 }  // namespace
 
-// Returns what the delegate said, or how far it came.
-std::string RunBytes(const uint8_t* data, size_t size) {
-  Bytes bytes(data, size);
-  Host host{Settings(bytes)};
+Result fuzz::RunGraph(Bytes bytes, bool is_oracle) {
+  Host host{Settings(bytes, is_oracle)};
   const size_t tensors = bytes.Choice(kMaxTensors + 1);
   for (size_t i = 0; i < tensors; ++i) {
     const bool is_constant = bytes.Choice(2) != 0;
@@ -70,17 +73,22 @@ std::string RunBytes(const uint8_t* data, size_t size) {
   }
   const size_t nodes = bytes.Choice(kMaxNodes + 1);
   for (size_t i = 0; i < nodes; ++i) {
-    const Operator& op = kOperators[bytes.Choice(std::size(kOperators))];
+    const size_t builtin = std::size(kBuiltinOperators), choice = bytes.Choice(builtin + CustomOperators().size());
     const bool has_data = bytes.Choice(2) != 0;
-    const std::string builtin_data = has_data ? BuiltinData(bytes, op) : "";
-    const std::vector<int> inputs = Indices(bytes, kMaxInputs);
-    host.AddNode(op.builtin_code, op.name, inputs, Indices(bytes, kMaxOutputs), "", has_data ? &builtin_data : nullptr);
+    if (choice < builtin) {
+      const BuiltinOperator& op = kBuiltinOperators[choice];
+      const std::string data = has_data ? BuiltinData(bytes, op) : "";
+      const std::vector<int> inputs = Indices(bytes, kMaxInputs);
+      host.AddNode(op.code, nullptr, inputs, Indices(bytes, kMaxOutputs), "", has_data ? &data : nullptr);
+    } else {
+      const CustomOperator& op = CustomOperators()[choice - builtin];
+      const std::string options = has_data ? Options(bytes, op) : "";
+      const std::vector<int> inputs = Indices(bytes, kMaxInputs);
+      host.AddNode(kBuiltinCustom, op.name, inputs, Indices(bytes, kMaxOutputs), options, nullptr);
+    }
   }
   host.Run(bytes);
-  return host.Outcome();
+  return host.TakeResult();
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  RunBytes(data, size);
-  return 0;
-}
+}  // namespace binaryvit

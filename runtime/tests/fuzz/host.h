@@ -1,6 +1,7 @@
-// What the fuzz targets share: bytes to read choices from, and a host of the delegate. The host is as small as the delegate's
-// interface, and trusts a graph as little as LiteRT does without its verifier, or less: shapes, indices and data may be
-// anything, and a node may read what it gives.
+// What the fuzz targets share: bytes to read choices from, a host of the delegate, and the oracle. The host is as small as
+// the delegate's interface, and trusts a graph as little as LiteRT does without its verifier, or less: shapes, indices and
+// data may be anything, and a node may read what it gives. The oracle runs each graph once more, with the scalar kernels on
+// one thread: every bit must be the same.
 #ifndef BINARYVIT_FUZZ_HOST_H_
 #define BINARYVIT_FUZZ_HOST_H_
 
@@ -10,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "host/litert_abi.h"
@@ -56,13 +58,18 @@ class Block {
   std::unique_ptr<char[]> memory_;
 };
 
-// How a graph is run: u8 kernel set, u8 threads, u8 switches.
+// How a graph is run: u8 kernel set, u8 threads, u8 switches. The oracle takes the switches alone.
 struct Settings {
-  explicit Settings(Bytes& bytes);
+  Settings(Bytes& bytes, bool is_oracle);
 
   const char* kernels;
   int threads;
   uint8_t switches;
+};
+
+// What became of a graph: what the delegate said, or how far it came, and the values of all tensors after each inference.
+struct Result {
+  std::string outcome, values;
 };
 
 class Host {
@@ -89,8 +96,7 @@ class Host {
   // and of inputs with its shape.
   void Run(Bytes& bytes);
 
-  // What the delegate said, or how far it came.
-  std::string Outcome() const { return message_.empty() ? outcome_ : message_; }
+  Result TakeResult() { return {message_.empty() ? outcome_ : message_, std::move(values_)}; }
 
  private:
   struct OwnNode {
@@ -119,6 +125,7 @@ class Host {
   bool Prepare();
   bool Allocate();
   void Invoke();
+  void RecordValues();
   bool PrepareAndInvoke(bool twice);
   bool IsSlow() const;
   bool IsCheap() const;
@@ -131,10 +138,16 @@ class Host {
   std::deque<OwnNode> nodes_;    // those of the file, then kernels
   litert::IntArray* plan_ = nullptr;
   std::vector<int> outputs_;
-  std::string message_;
+  std::string message_, values_;
   const char* outcome_ = "not prepared";  // where there is no message
   uint32_t random_ = 1;
 };
+
+// Of each target: runs the graph that the bytes describe.
+Result RunGraph(Bytes bytes, bool is_oracle);
+
+// The same with the oracle, and the outcome. Aborts where the results differ.
+std::string RunBytes(const uint8_t* data, size_t size);
 
 }  // namespace binaryvit::fuzz
 

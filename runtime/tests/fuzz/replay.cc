@@ -3,10 +3,9 @@
 #include <cstdio>
 #include <fstream>
 #include <iterator>
-#include <string>
 #include <vector>
 
-std::string RunBytes(const uint8_t* data, size_t size);
+#include "host.h"
 
 int main(int count, char** paths) {
   for (int i = 1; i < count; ++i) {
@@ -18,7 +17,7 @@ int main(int count, char** paths) {
     const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
     std::printf("%s: ", paths[i]);
     std::fflush(stdout);  // where it crashes, the file's name is there
-    std::printf("%s\n", RunBytes(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()).c_str());
+    std::printf("%s\n", binaryvit::fuzz::RunBytes(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()).c_str());
   }
   return 0;
 }

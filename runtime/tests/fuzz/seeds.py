@@ -30,21 +30,11 @@ TYPES = ["float32", "int32", "int8", "bool"]
 COMPUTED, CONSTANT, LEFT_OUT, FIRST_INPUT, NO_TENSOR = range(5)
 RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE, KEEPS_ORDER = 1, 2, 4, 8, 16
 THREADS = {1: 0, 2: 6, 3: 7}
-KERNELS = ["", "scalar", "sse", "avx2", "avx512"]
+KERNELS = ["", "sse", "avx2", "avx512"]  # the oracle has the scalar ones
 INTEGER = 1  # the type of an option
 REALS, BITS, ZEROS, PAIR, EIGHTS, MULTIPLES, FOURS = range(7)  # contents; nodes alone have the first three
-GRAPH_OPERATORS = [
-    "ADD",
-    "MUL",
-    "ADD_N",
-    "PRELU",
-    "TILE",
-    "CONV_2D",
-    "DEPTHWISE_CONV_2D",
-    "FULLY_CONNECTED",
-    "LceQuantize",
-    "LceDequantize",
-]
+BUILTIN_OPERATORS = ["ADD", "MUL", "ADD_N", "PRELU", "TILE", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]
+GRAPH_OPERATORS = [*BUILTIN_OPERATORS, *OPERATORS]
 
 
 def tensor(shape, dtype="float32", storage=COMPUTED, scale=None, more=0, offset=0, content=None):
@@ -206,7 +196,7 @@ class Graph:
         return self.tensor(*shape, storage=CONSTANT, **changes)
 
     def node(self, name, inputs, output, data=None):
-        """Adds a node with these fields of its builtin data, and returns its output."""
+        """Adds a node with these fields of its builtin data, or options in their order, and returns its output."""
         fields = b"\x00" if data is None else b"\x01" + struct.pack(f"<{len(data)}i", *data)
         indices = struct.pack(f"<B{len(inputs)}bBb", len(inputs), *inputs, 1, output)
         self.nodes.append(bytes([GRAPH_OPERATORS.index(name)]) + fields + indices)
@@ -278,6 +268,60 @@ def product(depth, content, bias, **changes):
     return graph.content([output, bits], **changes)
 
 
+def transformer(height=2, width=2, channels=32, resized=(), **changes):
+    """Fused layers between builtin nodes, and convolutions of their signs."""
+    graph, shape, packed = Graph(), (1, height, width, channels), words(channels)
+    x = graph.tensor(*shape)
+    start = graph.node("ADD", [x, graph.constant(height, width, channels)], graph.tensor(*shape), [0])
+    tables = [
+        graph.constant(4, channels, packed, dtype="int32"),
+        graph.constant(25, channels),
+        graph.constant(1),
+    ]
+    attended = graph.node("BinaryVitAttention", [start, *tables], graph.tensor(*shape), [1, 1, 0])
+    total = graph.node("ADD", [attended, start], graph.tensor(*shape), [0])
+    mixed = graph.node("BinaryVitPooling", [total, graph.constant(6, channels)], graph.tensor(*shape), [1, 1])
+    slope = graph.node("PRELU", [mixed, graph.constant(channels)], graph.tensor(*shape))
+    bits = graph.node("LceQuantize", [slope], graph.tensor(*shape[:-1], packed, dtype="int32"))
+    product = graph.node("FULLY_CONNECTED", [mixed, total], graph.tensor(height * width, height * width), [0, 0, 0])
+    return graph.content([slope, bits, product], resized=resized, **changes)
+
+
+def feed_forward_and_merging(**changes):
+    graph, shape, channels, expansion = Graph(), (1, 2, 2, 32), 32, 2
+    x = graph.tensor(*shape)
+    start = graph.node("MUL", [x, graph.constant(channels)], graph.tensor(*shape), [0])
+    tables = [
+        graph.constant(expansion * channels, 1, dtype="int32"),
+        graph.constant(4, expansion * channels),
+        graph.constant(channels, expansion, dtype="int32"),
+        graph.constant(7, channels),
+    ]
+    hidden = graph.node("BinaryVitFeedForward", [start, *tables, x], graph.tensor(*shape), [1])
+    total = graph.node("ADD", [hidden, start], graph.tensor(*shape), [0])
+    tables = [graph.constant(channels, 4, dtype="int32"), graph.constant(2, channels), graph.constant(3, channels)]
+    merged = graph.node("BinaryVitPatchMerging", [total, *tables], graph.tensor(1, 1, 1, channels))
+    last = graph.node("PRELU", [merged, graph.constant(channels)], graph.tensor(1, 1, 1, channels))
+    return graph.content([total, last], **changes)
+
+
+def convolutions(**changes):
+    """Bits from layer to layer, and a shortcut around them."""
+    graph, shape, packed = Graph(), (1, 4, 4, 40), (1, 4, 4, 2)
+    settings, bits = [40, 1, 1, 0, 1, 0, 1, 1], {"dtype": "int32"}
+    x = graph.tensor(*shape)
+    signs = graph.node("LceQuantize", [x], graph.tensor(*packed, **bits))
+    kernel, threshold = graph.constant(40, 2, 2, 2, **bits), graph.constant(40, content=BITS, **bits)
+    first = graph.node("LceBconv2d", [signs, kernel, -1, -1, threshold], graph.tensor(*packed, **bits), settings)
+    pooled = graph.node("LceBMaxPool2d", [first], graph.tensor(*packed, **bits), [3, 3, 0, 1, 1])
+    scale = graph.constant(40)
+    inputs = [pooled, graph.constant(40, 1, 1, 2, **bits), scale, graph.constant(40), -1]
+    last = graph.node("LceBconv2d", inputs, graph.tensor(*shape), settings)
+    total = graph.node("ADD", [last, x], graph.tensor(*shape), [0])
+    total = graph.node("PRELU", [total, scale], graph.tensor(*shape))
+    return graph.content([total], **changes)
+
+
 def graph_seeds():
     """Returns graphs by name that run."""
     again = {"switches": RESIZES | RUNS_TWICE | PROFILES}
@@ -296,12 +340,19 @@ def graph_seeds():
         "product_ragged": product(43, PAIR, True, threads=2),
         "product_reals": product(21, REALS, True, **again, resized=(4, 2, 21)),
         "product_rows": product(64, PAIR, False, threads=3, **again, resized=(1, 70, 64)),
+        "transformer": transformer(threads=3, switches=RUNS_TWICE),
+        "transformer_ragged": transformer(2, 3, 20, switches=KEEPS_ORDER | PROFILES),
+        "feed_forward_and_merging": feed_forward_and_merging(threads=2, **again, resized=(1, 4, 2, 32)),
+        "convolutions": convolutions(threads=2, **again, resized=(2, 3, 5, 40)),
     }
     for kernels in KERNELS[1:]:
         found |= {
             f"expansion_{kernels}": expansion(kernels=kernels),
             f"expansion_fours_{kernels}": expansion(units=16, kernels=kernels),
             f"product_{kernels}": product(50, PAIR, True, kernels=kernels),
+            f"transformer_{kernels}": transformer(kernels=kernels),
+            f"feed_forward_and_merging_{kernels}": feed_forward_and_merging(kernels=kernels),
+            f"convolutions_{kernels}": convolutions(kernels=kernels),
         }
     return found
 

@@ -235,64 +235,41 @@ void ExpandAll(const Rows& rows, const Hidden& hidden, const float* shortcuts, f
   ForWords(hidden.words, run);
 }
 
-// Splits each of `arrays` arrays of `length` values into its even and odd ones: array i to array i and array i + arrays. An
-// array of one tile becomes two that repeat their values.
-template <typename Isa>
-void Halve(const float* values, size_t arrays, size_t length, float* output) {
-  using Simd = typename Isa::Simd;
-  constexpr size_t tile = Isa::Tile::kHiddenUnits;
-  const bool repeats = length == tile;
-  const size_t half = repeats ? length : length / 2;
-  for (size_t array = 0; array < arrays; ++array, values += length) {
-    float* even_to = output + array * half;
-    float* odd_to = even_to + arrays * half;
-    typename Simd::Float even, odd;
-    if (repeats && tile == Simd::kLanes) {
-      const auto both = Simd::Load(values);
-      Simd::Deinterleave(both, both, &even, &odd);
-      Simd::Store(even_to, even);
-      Simd::Store(odd_to, odd);
-      continue;
-    }
-    for (size_t i = 0; i < length; i += 2 * Simd::kLanes) {
-      Simd::Deinterleave(Simd::Load(values + i), Simd::Load(values + i + Simd::kLanes), &even, &odd);
-      Simd::Store(even_to + i / 2, even);
-      Simd::Store(odd_to + i / 2, odd);
-      if (repeats) Simd::Store(even_to + tile / 2 + i / 2, even), Simd::Store(odd_to + tile / 2 + i / 2, odd);
-    }
+// Every `expansion`-th value of a row that repeats, a vector of each at a time.
+template <typename Simd, int expansion>
+void DeinterleaveRow(const float* values, size_t channels, size_t period, float* shortcuts) {
+  constexpr int quarters = expansion / 4;
+  size_t next = 0;
+  for (size_t i = 0; i < period; i += Simd::kLanes) {
+    typename Simd::Float every_fourth[quarters][4];
+    Unroll<quarters>([&](int part) BINARYVIT_INLINE {
+      Simd::LoadQuarters(values + next, every_fourth[part]);
+      next += 4 * Simd::kLanes;
+      if (next == channels) next = 0;
+    });
+    Unroll<4>([&](int e) BINARYVIT_INLINE {
+      float* to = shortcuts + e * period + i;
+      if constexpr (quarters == 1) {
+        Simd::Store(to, every_fourth[0][e]);
+      } else {
+        typename Simd::Float even, odd;
+        Simd::Deinterleave(every_fourth[0][e], every_fourth[1][e], &even, &odd);
+        Simd::Store(to, even);
+        Simd::Store(to + 4 * period, odd);
+      }
+    });
   }
 }
 
 template <typename Simd>
-void Quarter(const float* values, size_t length, float* output) {
-  const size_t quarter = length / 4;
-  typename Simd::Float quarters[4];
-  for (size_t i = 0; i < quarter; i += Simd::kLanes) {
-    Simd::LoadQuarters(values + 4 * i, quarters);
-    Unroll<4>([&](int q) BINARYVIT_INLINE { Simd::Store(output + q * quarter + i, quarters[q]); });
-  }
-}
-
-template <typename Isa>
-void DeinterleaveAll(const float* values, size_t channels, size_t expansion, float* shortcuts, float* scratch) {
-  constexpr size_t tile = Isa::Tile::kHiddenUnits;
-  size_t arrays = 1, length = channels;
-  if (expansion == 1) std::memcpy(shortcuts, values, channels * sizeof(float));
-  while (arrays < expansion) {
-    const bool quarters = arrays == 1 && expansion % 4 == 0 && channels % (4 * tile) == 0;
-    const size_t factor = quarters ? 4 : 2;
-    // So that the last step ends in `shortcuts`: the steps after this one halve.
-    bool even = true;
-    for (size_t n = arrays * factor; n < expansion; n *= 2) even = !even;
-    float* to = even ? shortcuts : scratch;
-    if (quarters) {
-      Quarter<typename Isa::Simd>(values, length, to);
+void DeinterleaveAll(const float* values, size_t rows, size_t channels, size_t expansion, size_t period,
+                     float* shortcuts) {
+  for (size_t row = 0; row < rows; ++row, values += channels, shortcuts += expansion * period) {
+    if (expansion == 4) {
+      DeinterleaveRow<Simd, 4>(values, channels, period, shortcuts);
     } else {
-      Halve<Isa>(values, arrays, length, to);
+      DeinterleaveRow<Simd, 8>(values, channels, period, shortcuts);
     }
-    if (length != tile) length /= factor;
-    arrays *= factor;
-    values = to;
   }
 }
 

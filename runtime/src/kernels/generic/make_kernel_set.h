@@ -27,7 +27,7 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           ProjectAll<Isa>,
           AttendAll<Isa>,
           ExpandAll<Isa>,
-          DeinterleaveAll<Isa>,
+          DeinterleaveAll<Simd>,
           ScaleAndPack<Isa>,
           PackBelow<Isa>,
           PackShifted<Isa>,

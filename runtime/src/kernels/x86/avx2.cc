@@ -1,20 +1,17 @@
-// AVX2 counts bits with a table of the 16 half-bytes. A lane is a unit, 32 bits of it at a time; bytes are summed first,
-// and lanes only when a byte might overflow.
+// AVX2 counts bits by half-bytes.
 #include <immintrin.h>
 
 #include "kernels/generic/make_kernel_set.h"
+#include "kernels/x86/half_bytes.h"
 
 namespace binaryvit {
 namespace {
-
-constexpr size_t kLanes = 8;
-constexpr size_t kWordsBeforeOverflow = 31;  // of 8 bits per byte
 
 struct Simd {
   using Float = __m256;
   using Int = __m256i;
   using Mask = __m256;  // its top bits
-  static constexpr size_t kLanes = binaryvit::kLanes;
+  static constexpr size_t kLanes = 8;
 
   static Float Load(const float* from) { return _mm256_loadu_ps(from); }
   static Int Load(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -47,78 +44,23 @@ struct Simd {
   static Float Prelu(Float x, Float slope) { return _mm256_blendv_ps(x, _mm256_mul_ps(x, slope), x); }
 };
 
-constexpr uint32_t kLowHalves = 0x0F0F0F0F;  // of bytes
-
-__m256i LowHalves(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi32(kLowHalves)); }
-__m256i HighHalves(__m256i x) { return LowHalves(_mm256_srli_epi16(x, 4)); }
-
-// Adds the set bits of half-bytes to sums of bytes.
-__m256i AddBits(__m256i sums, __m256i halves) {
-  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
-                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, halves));
-}
-
-__m256i SumOfBytes(__m256i bytes) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
-}
-
-struct Tile {
-  static constexpr size_t kUnits = 16, kWordGroup = 1, kHiddenUnits = 8;
-  static constexpr int kRows = 4, kBlocks = 1;
-  static constexpr size_t kInterleavedSize = 2;  // half-bytes
-  static constexpr bool kPushesSigns = false, kUnrollsWords = false;
-
-  static void StoreInterleaved(uint32_t* to, uint32_t word) { to[0] = word & kLowHalves, to[1] = word >> 4 & kLowHalves; }
-
-  template <int rows, int vectors, int constant_words, bool interleaved>
-  static inline BINARYVIT_INLINE void Count(const uint32_t* activations, size_t stride, const uint32_t* weights,
-                                            size_t words, __m256i (&counts)[rows][vectors]) {
-    constexpr size_t units = vectors * kLanes;
-    if (constant_words > 0) words = constant_words;
-    Unroll<rows>([&](int r) BINARYVIT_INLINE {
-      Unroll<vectors>([&](int v) BINARYVIT_INLINE { counts[r][v] = _mm256_setzero_si256(); });
-    });
-    for (size_t first = 0; first < words; first += kWordsBeforeOverflow) {
-      const size_t last = words - first < kWordsBeforeOverflow ? words : first + kWordsBeforeOverflow;
-      __m256i bytes[rows][vectors];
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE { bytes[r][v] = _mm256_setzero_si256(); });
-      });
-      for (size_t word = first; word < last; ++word) {
-        __m256i low[vectors], high[vectors];
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-          const __m256i weight = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + word * units) + v);
-          low[v] = LowHalves(weight), high[v] = HighHalves(weight);
-        });
-        Unroll<rows>([&](int r) BINARYVIT_INLINE {
-          __m256i low_of_row, high_of_row;
-          if constexpr (interleaved) {
-            const uint32_t* halves = activations + (word * rows + static_cast<size_t>(r)) * kInterleavedSize;
-            low_of_row = _mm256_set1_epi32(static_cast<int>(halves[0]));
-            high_of_row = _mm256_set1_epi32(static_cast<int>(halves[1]));
-          } else {
-            const __m256i activation = _mm256_set1_epi32(static_cast<int>(activations[r * stride + word]));
-            low_of_row = LowHalves(activation), high_of_row = HighHalves(activation);
-          }
-          Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-            bytes[r][v] = AddBits(bytes[r][v], _mm256_xor_si256(low_of_row, low[v]));
-            bytes[r][v] = AddBits(bytes[r][v], _mm256_xor_si256(high_of_row, high[v]));
-          });
-        });
-      }
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE {
-          counts[r][v] = _mm256_add_epi32(counts[r][v], SumOfBytes(bytes[r][v]));
-        });
-      });
-    }
+struct Bytes {
+  static __m256i Xor(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
+  static __m256i LowHalves(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi32(kLowHalves)); }
+  static __m256i HighHalves(__m256i x) { return LowHalves(_mm256_srli_epi16(x, 4)); }
+  static __m256i AddBits(__m256i sums, __m256i halves) {
+    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                           0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, halves));
+  }
+  static __m256i SumOfBytes(__m256i bytes) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
   }
 };
 
 struct Isa {
   using Simd = binaryvit::Simd;
-  using Tile = binaryvit::Tile;
+  using Tile = HalfByteTile<Simd, Bytes, 4, 8>;
 
   template <int vectors>
   static void StoreMasks(const __m256 (&masks)[vectors], uint32_t* bits, size_t i) {

@@ -40,7 +40,6 @@ struct FeedForward {
   // For each thread kRowsPerTask rows of
   Buffer<float> padded;  // x, the residual and the output, where channels are padded
   Buffer<float> scaled, shortcuts, means;
-  Buffer<float> interleaved;  // one row of shortcuts for each thread
   Buffer<uint32_t> bits, hidden_bits;
 };
 
@@ -143,7 +142,7 @@ bool FeedForward::Pack(const NodeView& node) {
   const size_t width = PaddedWidth(channels);
   return packed && padded.Resize(3 * rows * width) && scaled.Resize(rows * width) && means.Resize(rows * width) &&
          shortcuts.Resize(rows * shortcut_channel.size()) && bits.Resize(rows * hidden.words) &&
-         hidden_bits.Resize(rows * reduce.words) && interleaved.Resize(rows / kRowsPerTask * shortcut_channel.size());
+         hidden_bits.Resize(rows * reduce.words);
 }
 
 bool FeedForward::Prepare(const NodeView& node, const Options& options) {
@@ -185,14 +184,12 @@ void FeedForward::RunTask(const KernelSet& kernels, const float* x, const float*
   uint32_t* bit = bits.data() + first * hidden.words;
   uint32_t* hidden_bit = hidden_bits.data() + first * reduce.words;
   kernels.scale_and_pack(x, count, hidden.words, scale.data(), sign_limit.data(), s, bit);
-  for (size_t row = 0; row < count; ++row) {
-    const float* values = s + row * width;
-    float* to = shortcut + row * shortcut_channel.size();
-    if (deinterleaves) {
-      float* between = interleaved.data() + static_cast<size_t>(thread) * shortcut_channel.size();
-      kernels.deinterleave(values, channels, Expansion(), to, between);
-    } else {
-      for (size_t i = 0; i < shortcut_channel.size(); ++i) to[i] = values[shortcut_channel[i]];
+  if (deinterleaves) {
+    kernels.deinterleave(s, count, channels, Expansion(), hidden.period, shortcut);
+  } else {
+    for (size_t row = 0; row < count; ++row) {
+      float* to = shortcut + row * shortcut_channel.size();
+      for (size_t i = 0; i < shortcut_channel.size(); ++i) to[i] = s[row * width + shortcut_channel[i]];
     }
   }
   kernels.expand({bit, hidden.words, count}, hidden, shortcut, mean, width, hidden_bit, reduce.words);
