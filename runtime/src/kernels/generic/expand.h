@@ -177,7 +177,7 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
   using Tile = typename Isa::Tile;
   constexpr int height = Tile::kRows;
   const size_t row_of_shortcuts = hidden.expansion * hidden.period;
-  const size_t block_size = Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
+  const size_t tile_words = hidden.expansion * Tile::kHiddenUnits * RoundUp(hidden.words, Tile::kWordGroup);
   const size_t whole = rows.count / height;
 
   constexpr bool interleaves = Tile::kInterleavedSize > 0 && constant_words > 0;
@@ -203,6 +203,10 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
                           bits_stride,
                           bits_before};
     };
+    const bool is_last = channel + Tile::kHiddenUnits >= hidden.channels;
+    if (hidden.channels * hidden.expansion * hidden.words > kLargeWeights && !is_last) {
+      Prefetch(weights + tile_words, tile_words);
+    }
     ExpandedRows to = rows_from(0, whole_rows);
     ExpandTileRows<Isa, height, constant_words, small_slopes>(hidden, weights, table, to, whole);
     // Tiles of fewer rows are rare, so they get no code for each number of words.
@@ -214,7 +218,7 @@ void ExpandWords(const Rows& rows, const Hidden& hidden, const float* shortcuts,
         ExpandTileRows<Isa, less, 0, small_slopes>(hidden, weights, table, rest_to, 1);
       });
     }
-    weights += hidden.expansion * block_size, table += 4 * hidden.expansion * Tile::kHiddenUnits;
+    weights += tile_words, table += 4 * hidden.expansion * Tile::kHiddenUnits;
     shortcut += Tile::kHiddenUnits, bits_before += tile_bits;
     if (shortcut == hidden.period) shortcut = 0;
     if (bits_before == most_bits) bits_before = 0, bits += WordsFor(hidden.expansion) * Tile::kHiddenUnits;

@@ -313,6 +313,13 @@ __attribute__((noinline)) void RunEdge(const uint32_t* activations, size_t strid
   }
 }
 
+// Weights of this many words don't stay in the first caches from one task to the next. Then those of the next block are
+// fetched while this one is computed; the processor itself looks ahead only within a page of memory.
+constexpr size_t kLargeWeights = 8192;
+inline BINARYVIT_INLINE void Prefetch(const uint32_t* weights, size_t words) {
+  for (size_t i = 0; i < words; i += kAlignment / sizeof(uint32_t)) __builtin_prefetch(weights + i);
+}
+
 // Weights of a block stay in the first cache while all rows pass. `interleaved` is a copy of the rows, or null.
 template <typename Isa, int blocks, int constant_words, typename Output>
 void ForEachRowTile(const Rows& rows, const uint32_t* interleaved, const uint32_t* weights, size_t words,
@@ -369,12 +376,14 @@ void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& outpu
     }
   }
 
-  const size_t block_size = Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
+  const size_t block_size = blocks * Tile::kUnits * RoundUp(weights.words, Tile::kWordGroup);
+  const bool prefetches = weights.units * weights.words >= kLargeWeights;
   const uint32_t* data = weights.data;
   size_t unit = 0;
   for (; unit + (blocks - 1) * Tile::kUnits < weights.units; unit += blocks * Tile::kUnits) {
+    if (prefetches && unit + blocks * Tile::kUnits < weights.units) Prefetch(data + block_size, block_size);
     ForEachRowTile<Isa, blocks, constant_words>(rows, copy, data, weights.words, output, unit, weights.units);
-    data += blocks * block_size;
+    data += block_size;
   }
   if constexpr (blocks > 1) {
     if (unit < weights.units) {
