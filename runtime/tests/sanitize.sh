@@ -3,6 +3,9 @@
 #
 #   tests/sanitize.sh address [pytest arguments...]   all tests, with the address and undefined-behavior sanitizers of GCC
 #   tests/sanitize.sh thread                          the corpora of the fuzz targets, with the thread sanitizer
+#   tests/sanitize.sh arm64                           the corpora and test_arm64.py's models on emulated ARM boards, with the
+#                                                     address sanitizer and that of alignment, bounds, shifts and
+#                                                     overflows; with clang and g++-aarch64-linux-gnu
 #   tests/sanitize.sh fuzz [seconds [target...]]      new inputs for the fuzz targets (default: 600 seconds each), with clang
 #
 # Fuzzing starts from the seeds and tests/fuzz/corpus_*. What crashes is left in the build folder; the corpora take it, and
@@ -11,10 +14,10 @@
 #
 #   BINARYVIT_BUILD  where to build (default: build/sanitize)
 #   PYTHON           a Python with what the tests need (default: python3)
-#   CLANG            the compiler for fuzzing (default: clang++)
+#   CLANG            the compiler for fuzzing and ARM (default: clang++)
 set -euo pipefail
 case ${1:-} in
-  address | thread | fuzz | merge) ;;
+  address | thread | arm64 | fuzz | merge) ;;
   *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit $([ "${1:-}" = --help ] && echo 0 || echo 2) ;;
 esac
 mode=$1
@@ -58,6 +61,36 @@ case $mode in
         "$fuzz/replay.cc" "$fuzz/host.cc" "$fuzz/fuzz_$target.cc" "$build/libbinaryvit_runtime.so" \
         -Wl,-rpath,"$build" -o "$build/replay_$target"
       TSAN_OPTIONS=halt_on_error=1 "$build/replay_$target" "$build/seeds/$target"/* "$fuzz/corpus_$target"/* | tail -n 3
+    done
+    ;;
+  arm64)
+    # Clang compiles, with checks that are calls, and GCC's libraries run: clang's own take 17 GB in the emulator, and GCC
+    # isn't done with the kernels after minutes. Leaks can't be looked for in the emulator.
+    checks=address,alignment,bounds,shift,signed-integer-overflow
+    target=aarch64-linux-gnu
+    compile -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DBINARYVIT_SANITIZE=$checks \
+      -DCMAKE_C_COMPILER="${clang/++/}" -DCMAKE_CXX_COMPILER="$clang" \
+      -DCMAKE_C_COMPILER_TARGET=$target -DCMAKE_CXX_COMPILER_TARGET=$target \
+      -DCMAKE_CXX_FLAGS="-mllvm -asan-instrumentation-with-call-threshold=0" \
+      -DCMAKE_SHARED_LINKER_FLAGS=-fno-sanitize-link-runtime -DCMAKE_CXX_STANDARD_LIBRARIES="-lasan -lubsan"
+    "$python" "$fuzz/seeds.py" "$build/seeds"
+    mkdir -p "$build/models"
+    (cd "$runtime/tests" && "$python" -c 'import pathlib, sys, test_arm64 as t; t.record_models(pathlib.Path(sys.argv[1]))' \
+      "$build/models")
+    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+    paths="-E LD_LIBRARY_PATH=$build:/usr/$target/lib"
+    for kind in operator graph; do
+      $target-g++ -std=c++17 -O1 -g -fsanitize=$checks -I"$runtime/include" -I"$runtime/src" \
+        "$fuzz/replay.cc" "$fuzz/host.cc" "$fuzz/fuzz_$kind.cc" "$build/libbinaryvit_runtime.so" -o "$build/replay_$kind"
+    done
+    for cpu in cortex-a72 cortex-a76; do
+      for kind in operator graph; do
+        # shellcheck disable=SC2086 # an option and its value
+        qemu-aarch64 -cpu $cpu -L /usr/$target $paths "$build/replay_$kind" \
+          "$build/seeds/$kind"/* "$fuzz/corpus_$kind"/* | tail -n 1
+      done
+      BINARYVIT_CPU=$cpu QEMU_OPTS="$paths -E LD_PRELOAD=libasan.so.8" \
+        "$runtime/tests/arm64.sh" "$runtime/tests/arm64_check.py" "$build/models" "$build/libbinaryvit_runtime.so"
     done
     ;;
   fuzz | merge)

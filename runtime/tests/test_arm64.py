@@ -29,10 +29,8 @@ if platform.machine() != "x86_64":
     pytest.skip("the comparison is with x86-64", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder of models, inputs and this machine's outputs; binary operators must give the same bits."""
-    folder = tmp_path_factory.mktemp("models")
+def record_models(folder):
+    """Writes models, inputs and this machine's outputs to a folder; binary operators must give the same bits."""
 
     def record(name, flatbuffer, x, output, atol=0.0):
         (folder / f"{name}.tflite").write_bytes(flatbuffer)
@@ -82,6 +80,12 @@ def models(tmp_path_factory):
         x = rng.choice([0.0, -0.0, np.nan, -np.inf, 1e-45, -1e-45, 1, -1], (1, 3, channels)).astype(np.float32)
         output = Tensor((1, 3, -(-channels // 32)), "int32")
         record(f"quantize_{channels}", single_op("LceQuantize", [Tensor(x.shape, "float32")], output), x, pack(x))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    record_models(folder)
     return folder
 
 
