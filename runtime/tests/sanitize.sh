@@ -78,18 +78,17 @@ case $mode in
     (cd "$runtime/tests" && "$python" -c 'import pathlib, sys, test_arm64 as t; t.record_models(pathlib.Path(sys.argv[1]))' \
       "$build/models")
     export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
-    paths="-E LD_LIBRARY_PATH=$build:/usr/$target/lib"
     for kind in operator graph; do
       $target-g++ -std=c++17 -O1 -g -fsanitize=$checks -I"$runtime/include" -I"$runtime/src" \
         "$fuzz/replay.cc" "$fuzz/host.cc" "$fuzz/fuzz_$kind.cc" "$build/libbinaryvit_runtime.so" -o "$build/replay_$kind"
     done
     for cpu in cortex-a72 cortex-a76; do
       for kind in operator graph; do
-        # shellcheck disable=SC2086 # an option and its value
-        qemu-aarch64 -cpu $cpu -L /usr/$target $paths "$build/replay_$kind" \
+        qemu-aarch64 -cpu $cpu -L /usr/$target -E LD_LIBRARY_PATH="$build:/usr/$target/lib" "$build/replay_$kind" \
           "$build/seeds/$kind"/* "$fuzz/corpus_$kind"/* | tail -n 1
       done
-      BINARYVIT_CPU=$cpu QEMU_OPTS="$paths -E LD_PRELOAD=libasan.so.8" \
+      # The board has a C library of its own.
+      BINARYVIT_CPU=$cpu QEMU_OPTS="-E LD_PRELOAD=/usr/$target/lib/libasan.so.8:/usr/$target/lib/libubsan.so.1" \
         "$runtime/tests/arm64.sh" "$runtime/tests/arm64_check.py" "$build/models" "$build/libbinaryvit_runtime.so"
     done
     ;;

@@ -60,7 +60,7 @@ struct Subset {
 }  // namespace
 
 Settings::Settings(Bytes& bytes, bool is_oracle) {
-  const char* const sets[] = {"", "sse", "avx2", "avx512"};
+  const char* const sets[] = {"", "sse", "avx2", "avx512bw"};  // "": the best, such as avx512
   kernels = sets[bytes.Choice(std::size(sets))];
   const uint8_t choice = bytes.Choice(8);
   threads = choice < 6 ? 1 : choice - 4;
