@@ -6,6 +6,7 @@ the wall-clock time of `--threads`. The peak memory of each is that of a process
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -158,9 +159,10 @@ def main() -> None:
 
     def interpreters(threads):
         functions = {name: Interpreter(file, threads).predict for name, file in files.items()}
-        for kernels in ("avx2", "sse"):
+        for kernels in ("avx512bw", "avx2", "sse"):
             os.environ["BINARYVIT_KERNELS"] = kernels
-            functions[f"{ours}, {kernels} kernels"] = Interpreter(files[ours], threads).predict
+            with contextlib.suppress(ValueError):  # this processor can't run them
+                functions[f"{ours}, {kernels} kernels"] = Interpreter(files[ours], threads).predict
         os.environ.pop("BINARYVIT_KERNELS")
         if side == 224 and importlib.util.find_spec("larq_compute_engine"):
             import larq_compute_engine as lce
