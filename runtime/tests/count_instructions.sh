@@ -31,5 +31,6 @@ count() { # MODEL RUNS
 for model in "$@"; do
   first=$(count "$model" 2)
   second=$(count "$model" 12)
-  echo "$(basename "$model"): $(((second - first) / 10000000)) million instructions"
+  tenths=$(((second - first) / 1000000))
+  echo "$(basename "$model"): $((tenths / 10)).$((tenths % 10)) million instructions"
 done
