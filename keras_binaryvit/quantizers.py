@@ -140,7 +140,7 @@ class ApproxSign(Quantizer):
 
     def __call__(self, x: Tensor) -> Tensor:
         def gradient(x, upstream):
-            return ops.relu(1 - ops.abs(x)) * 2 * upstream
+            return ops.maximum(1 - ops.abs(x), 0.0) * 2 * upstream
 
         return _with_gradient(_sign, gradient)(x)
 

@@ -53,21 +53,6 @@ def batch_means(sums: list[Tensor], x: Tensor) -> tuple[list[Tensor], Tensor | f
     return [total / count for total in sums], count
 
 
-def in_plain_tensorflow() -> bool:
-    """Returns whether TensorFlow's own fused operators are the best ones here.
-
-    They are few, and so are those of their gradients. XLA takes them apart into slower ones, and their sums are those
-    of one replica.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
-    compiled = GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-    return not compiled and tf.distribute.get_strategy().num_replicas_in_sync == 1
-
-
 def custom_gradient(function: Callable[..., tuple[Tensor, Callable]]) -> Callable[..., Tensor]:
     """`ops.custom_gradient` for a `function` that returns its value and `gradient(upstream)`; takes variables too.
 
@@ -99,41 +84,33 @@ def _like(gradient, x):
 
 
 @custom_gradient
-def _add(x, shift):
+def add(x: Tensor, shift: Tensor) -> tuple[Tensor, Callable]:
+    """Returns `x + shift`."""
     return x + shift, lambda upstream: (upstream, channel_sum(upstream))
 
 
-def add(x: Tensor, shift: Tensor) -> Tensor:
-    """Returns `x + shift`."""
-    if not in_plain_tensorflow():
-        return _add(x, shift)
-    import tensorflow as tf
-
-    # One operator, and its gradient is one: a custom gradient has eighteen, which take their time to trace.
-    return tf.nn.bias_add(x, shift)
-
-
 @custom_gradient
-def _multiply(x, scale):
-    return x * scale, lambda upstream: (upstream * scale, channel_sum(upstream * x))
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Callable]:
     """Returns `x * scale + shift`."""
-    return add(x * scale if in_plain_tensorflow() else _multiply(x, scale), shift)
+
+    def gradient(upstream):
+        return upstream * scale, channel_sum(upstream * x), channel_sum(upstream)
+
+    return x * scale + shift, gradient
 
 
 @custom_gradient
-def _prelu(x, slope):
-    def gradient(upstream):
-        return ops.where(x > 0, upstream, upstream * slope), channel_sum(upstream * ops.minimum(x, 0))
-
-    return ops.where(x > 0, x, x * slope), gradient
-
-
-def rprelu(x: Tensor, input_shift: Tensor, slope: Tensor, output_shift: Tensor) -> Tensor:
+def rprelu(x: Tensor, input_shift: Tensor, slope: Tensor, output_shift: Tensor) -> tuple[Tensor, Callable]:
     """Returns `PReLU(x - input_shift) + output_shift` with `slope` for values below 0."""
-    return add(_prelu(add(x, -input_shift), slope), output_shift)
+
+    def gradient(upstream):
+        shifted = x - input_shift
+        to_x = ops.where(shifted > 0, upstream, upstream * slope)
+        to_slope = channel_sum(upstream * ops.minimum(shifted, 0))
+        return to_x, -channel_sum(to_x), to_slope, channel_sum(upstream)
+
+    shifted = x - input_shift
+    return ops.where(shifted > 0, shifted, shifted * slope) + output_shift, gradient
 
 
 @custom_gradient

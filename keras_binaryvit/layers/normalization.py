@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_binaryvit.layers.channelwise import batch_means, channel_sum, in_plain_tensorflow, normalize, precise
+from keras_binaryvit.layers.channelwise import batch_means, channel_sum, normalize, precise
 from keras_binaryvit.typing import Tensor
 
 
@@ -48,44 +48,17 @@ class BatchNorm(keras.layers.BatchNormalization):
             scale = gamma / self._deviation(moving_variance)
             outputs = x * scale + (beta - moving_mean * scale)
             return ops.cast(outputs, self.compute_dtype)
-        if in_plain_tensorflow() and x.dtype == "float32":
-            outputs, mean, variance = self._normalized_by_tensorflow(x, gamma, beta, moving_mean, moving_variance)
-        else:
-            outputs, *statistics = self._normalized(x, gamma, beta)
-            keep = self.momentum
-            mean, variance = (
-                moving * keep + value * (1 - keep)
-                for moving, value in zip((moving_mean, moving_variance), statistics, strict=True)
-            )
-        self.moving_mean.assign(mean)
-        self.moving_variance.assign(variance)
-        return ops.cast(outputs, self.compute_dtype)
-
-    def _normalized(self, x, gamma, beta):
-        """Returns the normalized `x`, the batch's mean and its unbiased variance."""
         detached = ops.stop_gradient(x)
         (mean,), count = batch_means([channel_sum(detached)], x)
         (variance,), _ = batch_means([channel_sum(ops.square(detached - mean))], x)
+        outputs = normalize(x, mean, self._deviation(variance), gamma, beta)
+
         # Python's maximum keeps a count that is a number one.
         unbiased = variance * (count / (max(count - 1, 1) if isinstance(count, float) else ops.maximum(count - 1, 1)))
-        return normalize(x, mean, self._deviation(variance), gamma, beta), mean, unbiased
-
-    def _normalized_by_tensorflow(self, x, gamma, beta, moving_mean, moving_variance):
-        """Returns the normalized `x` and the next running statistics, by one operator, whose gradient is one, too."""
-        import tensorflow as tf
-
-        maps = x if len(x.shape) == 4 else ops.reshape(x, (-1, 1, 1, x.shape[-1]))
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=maps,
-            scale=gamma,
-            offset=beta,
-            mean=moving_mean,
-            variance=moving_variance,
-            epsilon=self.epsilon,
-            exponential_avg_factor=1 - self.momentum,
-            is_training=True,
-        )
-        return outputs if maps is x else ops.reshape(outputs, ops.shape(x)), mean, variance
+        keep = self.momentum
+        self.moving_mean.assign(moving_mean * keep + mean * (1 - keep))
+        self.moving_variance.assign(moving_variance * keep + unbiased * (1 - keep))
+        return ops.cast(outputs, self.compute_dtype)
 
     def _deviation(self, variance: Tensor) -> Tensor:
         # TensorFlow and XLA make a division by a square root a product with rsqrt, but not one by a maximum.

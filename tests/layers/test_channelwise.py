@@ -91,27 +91,3 @@ def test_parameters_may_be_variables():
     variable = keras.Variable(np.float32([1, 2]))
     x = normal(3, 2)
     np.testing.assert_allclose(numpy(channelwise.add(x, variable)), x + [1, 2], rtol=1e-6)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="about TensorFlow's own operators")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_xla_gets_the_portable_functions_with_the_same_values(name, compiled):
-    import tensorflow as tf
-
-    _, parameters = FUNCTIONS[name]
-    arrays = [tf.constant(normal(2, 3, 2, 4)), *(tf.constant(normal(4, seed=1 + i)) for i in range(parameters))]
-    upstream = tf.constant(normal(2, 3, 2, 4, seed=9))
-
-    @tf.function(jit_compile=compiled)
-    def traced(*arrays):
-        with tf.GradientTape() as tape:
-            tape.watch(arrays)
-            value = getattr(channelwise, name)(*arrays)
-        return value, *tape.gradient(value, arrays, output_gradients=upstream)
-
-    operators = {operator.type for operator in traced.get_concrete_function(*arrays).graph.get_operations()}
-    assert ("BiasAddGrad" in operators) == (not compiled)
-    value, gradients = value_and_gradient(getattr(channelwise, name), *arrays, upstream=upstream)
-    for actual, expected in zip(traced(*arrays), (value, *gradients), strict=True):
-        assert_close(numpy(actual), numpy(expected), 1e-6)

@@ -150,29 +150,3 @@ def test_float64_is_that_precise():
     outputs = numpy(layer(x, training=True))
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
     np.testing.assert_allclose(outputs, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="about TensorFlow's own operator")
-def test_in_xla_too():
-    """There the layer is made of portable operations, elsewhere of TensorFlow's own one."""
-    import tensorflow as tf
-
-    results = {}
-    for compiled in (False, True):
-        layer, x = BatchNorm(), tf.constant(normal(2, 3, 4, 5))
-        layer.build(x.shape)
-        randomize(layer)
-
-        @tf.function(jit_compile=compiled)
-        def step(x, layer=layer):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                outputs = layer(x, training=True)
-            weights = [weight.value for weight in layer.trainable_weights]
-            return outputs, *tape.gradient(outputs, [x, *weights], output_gradients=normal(2, 3, 4, 5, seed=3))
-
-        operators = {operator.type for operator in step.get_concrete_function(x).graph.get_operations()}
-        assert ("FusedBatchNormV3" in operators) == (not compiled)
-        results[compiled] = [*map(numpy, step(x)), numpy(layer.moving_mean), numpy(layer.moving_variance)]
-    for actual, expected in zip(results[True], results[False], strict=True):
-        assert_close(actual, expected, 2e-6)
