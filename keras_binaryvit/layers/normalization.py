@@ -61,5 +61,9 @@ class BatchNorm(keras.layers.BatchNormalization):
         return ops.cast(outputs, self.compute_dtype)
 
     def _deviation(self, variance: Tensor) -> Tensor:
+        variance = variance + self.epsilon
+        # On some processors PyTorch's square root of float32 isn't correctly rounded; that of float64 is, as float32.
+        exact = keras.backend.backend() == "torch" and keras.backend.standardize_dtype(variance.dtype) == "float32"
+        deviation = ops.cast(ops.sqrt(ops.cast(variance, "float64")), "float32") if exact else ops.sqrt(variance)
         # TensorFlow and XLA make a division by a square root a product with rsqrt, but not one by a maximum.
-        return ops.maximum(ops.sqrt(variance + self.epsilon), 1e-30)
+        return ops.maximum(deviation, 1e-30)
