@@ -3,12 +3,12 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import parity
 import pytest
-from conftest import CONVERTERS
 from deploy_checks import functional, images, pyramid, randomize, sample_errors
 from keras import layers
 from requirements import HAS_LCE, needs_interpreter, needs_lce, needs_runtime
@@ -544,7 +544,8 @@ def test_wrong_arguments(model, flatbuffer, x):
 def test_command_line_in_a_new_process(model, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
-    command = [sys.executable, str(CONVERTERS / "to_lce.py"), tmp_path / "model.keras", output, "--images", "4"]
+    script = Path(__file__).parents[2] / "converters" / "to_lce.py"
+    command = [sys.executable, script, tmp_path / "model.keras", output, "--images", "4"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "14 LceBconv2d" in done.stdout and "agreement 100.00%" in done.stdout
