@@ -1,7 +1,7 @@
 """convert: from a Keras model to a `.tflite` file.
 
 The model is frozen (`freeze`: graph, lower, fold), written (by LCE's converter or TensorFlow's), named after the model,
-and checked: each binary layer must be there, and each operator known to an interpreter.
+and checked: each binary layer must be there, each operator known to an interpreter, and the outputs those of the model.
 """
 
 import collections
@@ -23,17 +23,16 @@ from keras_binaryvit.deploy.any_batch import take_any_batch
 from keras_binaryvit.deploy.binary import binary_table
 from keras_binaryvit.deploy.float16 import with_float16_constants
 from keras_binaryvit.deploy.freeze import binary_layers, freeze
-from keras_binaryvit.deploy.graph import SEPARATOR, ConversionError
+from keras_binaryvit.deploy.graph import ConversionError
 from keras_binaryvit.deploy.inspect import inspect
 from keras_binaryvit.deploy.int8 import with_int8_layers
 from keras_binaryvit.deploy.metadata import add_metadata
 from keras_binaryvit.deploy.runtime_layers import OPERATORS, fused_layers
+from keras_binaryvit.deploy.verify import check_file
 from keras_binaryvit.layers import ImagePreprocessor
 from keras_binaryvit.models.image_classifier import ImageClassifier
 
 CONVERTERS = ("auto", "lce", "tensorflow")
-# Operations that LCE's converter makes part of a binary convolution.
-_MERGED_BY_LCE = "Add AddConstant Divide Multiply Negative ReLU Relu Relu6 Subtract TrueDivide".split()
 _LCE_OPERATORS = ("LceQuantize", "LceDequantize", "LceBconv2d", "LceBMaxPool2d")
 
 
@@ -97,18 +96,18 @@ def convert(
             + "\nconvert(..., strict=False) computes them in float32."
         )
     frozen = freeze(model, ops)
-    if chosen == "lce" and (misread := _convolutions_with_maps(frozen)):
-        if converter == "lce":
-            raise ConversionError(
-                f"A constant map is added to {', '.join(misread)} or multiplied with it, and LCE's converter takes it "
-                "for a number for each filter. converter='tensorflow' writes what the model computes."
-            )
-        chosen = "tensorflow"
     named = model if hasattr(model, "inputs") else frozen  # a subclassed model has neither of its own
     shapes = [_input_shape(tensor, batch_size) for tensor in named.inputs]
-    written = convert_frozen if keras.backend.backend() == "tensorflow" else _convert_elsewhere
-    content = written(frozen, shapes, _input_names(named), _output_names(named), chosen)
-    _check(frozen, content)
+    write = convert_frozen if keras.backend.backend() == "tensorflow" else _convert_elsewhere
+    ends = shapes, _input_names(named), _output_names(named)
+    try:
+        content = write(frozen, *ends, chosen)
+    except ConversionError as error:
+        if chosen != "lce":
+            raise
+        if converter == "lce":
+            raise ConversionError(f"{error} converter='tensorflow' may write what the model computes.") from error
+        content = write(frozen, *ends, "tensorflow")
     if remaining := [row for row in rows if not row.binary]:
         named_rows = "".join(f"\n  {row}" for row in remaining)
         warnings.warn(f"These layers have quantizers and are float32 in the file:{named_rows}", stacklevel=2)
@@ -135,27 +134,6 @@ def _chosen(converter: str) -> str:
             "Linux only: pip install 'keras-binaryvit[lce]'. converter='tensorflow' writes the same file everywhere."
         )
     return {"auto": "lce" if has_lce else "tensorflow"}.get(converter, converter)
-
-
-def _convolutions_with_maps(frozen: keras.Model) -> list[str]:
-    """Returns the binary convolutions whose result is combined with a constant that isn't a number for each filter."""
-    found, binary = [], binary_layers(frozen)
-    results: dict[int, str] = {}  # what LCE's converter takes for the convolution's own, by tensor
-    for operation in frozen.operations:
-        for node in operation._inbound_nodes:
-            name = results.get(id(node.input_tensors[0])) if len(node.input_tensors) == 1 else None
-            if operation in binary:
-                name = operation.name.rpartition(SEPARATOR)[0].replace(SEPARATOR, "/")
-            elif name and type(operation).__name__ in _MERGED_BY_LCE:
-                arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-                shapes = [getattr(x, "shape", ()) for x in arguments if x is not node.input_tensors[0]]
-                shapes.append(getattr(operation, "constant_shape", ()))
-                if any(side > 1 for shape in shapes for side in shape[:-1]):
-                    found.append(name)
-            else:
-                continue
-            results.update((id(tensor), name) for tensor in node.outputs)
-    return found
 
 
 def _input_names(model: keras.Model) -> list[str]:
@@ -195,7 +173,8 @@ def _input_shape(tensor: keras.KerasTensor, batch_size: int | None) -> tuple[int
 def convert_frozen(
     frozen: keras.Model, shapes: Sequence[Sequence[int]], inputs: list[str], outputs: list[str], converter: str
 ) -> bytes:
-    """Returns the flatbuffer of a frozen model, on TensorFlow, with inputs of these shapes and names, and outputs."""
+    """Returns the checked flatbuffer of a frozen model, on TensorFlow, with inputs of these shapes and names, and
+    outputs."""
     import tensorflow as tf
 
     # LCE cuts the names of tensors to 50 characters, which belong to the layers.
@@ -227,7 +206,10 @@ def convert_frozen(
     _name_operators(file, layers)
     _name_ends(file, frozen, shapes, inputs, outputs)
     take_any_batch(file, shapes[0][0])
-    return flatbuffer.pack(file)
+    content = flatbuffer.pack(file)
+    _check_operators(frozen, content)
+    check_file(frozen, content)
+    return content
 
 
 def _name_operators(model, layers):
@@ -259,7 +241,10 @@ def _convert_elsewhere(frozen, *arguments):
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": path}
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         if process.returncode:
-            raise ConversionError(f"The conversion in a process of its own failed:\n{process.stderr.strip()[-2000:]}")
+            _, is_ours, message = process.stderr.strip().rpartition(f"{ConversionError.__name__}: ")
+            raise ConversionError(
+                message if is_ours else f"The conversion in a process of its own failed:\n{message[-2000:]}"
+            )
         return target.read_bytes()
 
 
@@ -286,7 +271,7 @@ def _name_ends(model, frozen, shapes, input_names, output_names):
         signature.outputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=place))
 
 
-def _check(frozen, content):
+def _check_operators(frozen, content):
     """Checks that each binary layer is a binary operator, and that an interpreter knows each operator."""
     counts = count_operators(content)
     if unknown := set(counts).difference(_LCE_OPERATORS, OPERATORS, flatbuffer.names("BuiltinOperator").values()):

@@ -8,10 +8,19 @@ import numpy as np
 
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy import lce_layers
+from keras_binaryvit.deploy.compare import SAMPLES, whole_difference
 from keras_binaryvit.deploy.freeze import freeze
-from keras_binaryvit.deploy.graph import SEPARATOR
+from keras_binaryvit.deploy.graph import SEPARATOR, ConversionError
 from keras_binaryvit.deploy.inspect import inspect
-from keras_binaryvit.deploy.interpreters import Inputs, interpreter_of, is_fused, outputs_of, prepared, run
+from keras_binaryvit.deploy.interpreters import (
+    Inputs,
+    interpreter_of,
+    is_fused,
+    outputs_of,
+    prepared,
+    random_inputs,
+    run,
+)
 from keras_binaryvit.deploy.lower import graph_of
 
 
@@ -114,6 +123,26 @@ def verify(
             f"the mean; {max_mean_difference:.1e} are allowed. {result}"
         )
     return result
+
+
+def check_file(frozen: keras.Model, flatbuffer: bytes) -> None:
+    """Compares a file with the frozen model that it was made of, on random inputs, where an interpreter is installed.
+
+    Converters merge operators, and not always rightly. An output that differs by more than flipped bits explain, or a
+    file that can't run, is a ConversionError.
+    """
+    inputs = random_inputs(flatbuffers.read(flatbuffer), SAMPLES)
+    try:
+        outputs = run(flatbuffer, inputs)
+    except ImportError:
+        return
+    except RuntimeError as error:
+        raise ConversionError(f"The interpreter can't run the file: {error}") from error
+    actual = outputs if isinstance(outputs, list) else [outputs]
+    if difference := whole_difference(actual, _outputs(frozen, inputs)):
+        first = first_difference(frozen, flatbuffer, [array[0] for array in inputs])
+        named = f" The first layer that differs is {first}." if first else ""
+        raise ConversionError(f"{difference} when the file is run.{named}")
 
 
 def _compare(actual, expected):

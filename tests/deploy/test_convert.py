@@ -86,7 +86,7 @@ def test_sums_on_a_threshold_beside_zeros_around_a_map(statistics):
 
 @pytest.mark.parametrize("kind", ["sum", "product", "after an activation", "before a sign"])
 def test_constant_maps_after_binary_convolutions(kind):
-    """LCE's converter would take them for a number for each filter, before a sign without a word."""
+    """LCE's converter takes them for a number for each filter, before a sign without a word."""
     constant = np.random.default_rng(0).normal(0, 9, (6, 6, 32)).astype("float32")
     x = keras.Input((6, 6, 32))
     y = kb.layers.QuantConv2D(32, 3, padding="same", pad_values=1.0, name="mine", **BINARY)(x)
@@ -96,7 +96,26 @@ def test_constant_maps_after_binary_convolutions(kind):
     model = keras.Model(x, y)
     assert_converts(model, exceptions=0, share=0)
     if HAS_LCE:
-        with pytest.raises(kb.deploy.ConversionError, match="A constant map .* mine .* converter='tensorflow'"):
+        with pytest.raises(kb.deploy.ConversionError, match="converter='tensorflow' may write what the model computes"):
+            kb.deploy.convert(model, converter="lce")
+
+
+@pytest.mark.parametrize("convolution", ["Conv2D", "DepthwiseConv2D", "QuantConv2D"])
+@pytest.mark.parametrize(("side", "size", "strides", "padding"), [(8, 3, 2, 1), (8, 7, 2, 3), (9, 4, 3, (1, 2))])
+def test_zeros_around_a_map_before_a_convolution_with_strides(convolution, side, size, strides, padding):
+    """LCE's converter takes them for "same" padding, whose zeros are elsewhere."""
+    padding = padding if isinstance(padding, int) else (padding, padding)
+    if convolution == "QuantConv2D":
+        layer = kb.layers.QuantConv2D(32, size, strides, name="mine", **BINARY)
+    else:
+        filters = () if convolution == "DepthwiseConv2D" else (32,)
+        layer = getattr(layers, convolution)(*filters, size, strides, name="mine")
+    model = functional((side, side, 32), lambda x: layer(layers.ZeroPadding2D(padding)(x)))
+    x = images(model, 4)
+    expected, actual = model.predict(x, verbose=0), kb.deploy.run(kb.deploy.convert(model), x)
+    assert sample_errors(actual, expected).max() < 1e-5
+    if HAS_LCE and convolution != "QuantConv2D":
+        with pytest.raises(kb.deploy.ConversionError, match=r"layer that differs is mine.* converter='tensorflow'"):
             kb.deploy.convert(model, converter="lce")
 
 

@@ -1,6 +1,5 @@
 """convert(ops="fused"): what the file holds, and what binaryvit-runtime computes of it."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -286,8 +285,7 @@ def test_damaged_operators(flatbuffer, name, change):
 
 def test_a_lost_layer_is_an_error(model, monkeypatch):
     block = kb.deploy.convert(functional((4, 4, 32), kb.layers.BinaryTransformerBlock(2, 2, 2)), "fused")
-    converting = importlib.import_module("keras_binaryvit.deploy.convert")
-    monkeypatch.setattr(converting, "convert_frozen", lambda *arguments: block)
+    monkeypatch.setattr("keras_binaryvit.deploy.flatbuffer.pack", lambda file: block)
     with pytest.raises(kb.deploy.ConversionError, match="2 different layers that are BinaryVitAttention, .* has 1"):
         kb.deploy.convert(model, "fused")
 

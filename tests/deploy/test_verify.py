@@ -10,6 +10,7 @@ from deploy_checks import functional, images, pyramid, randomize
 from requirements import needs_interpreter, needs_runtime
 
 import keras_binaryvit as kb
+from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy.verify import first_difference
 
 if keras.backend.backend() != "tensorflow":
@@ -63,6 +64,23 @@ def scale_gamma(layer):
 def test_the_first_layer_that_differs_is_named(model, flatbuffer, part, expected):
     other = changed(model, lambda m: scale_gamma(part(m)))
     assert first_difference(other, flatbuffer, IMAGES[0]).startswith(f"{expected}: ")
+
+
+@pytest.mark.parametrize(
+    "part, expected",
+    [
+        (lambda m: m.get_layer("patch_embedding").norm, "patch_embedding-convolution-convolution"),
+        (lambda m: m.get_layer("norm"), "head-dense"),
+    ],
+)
+def test_conversion_checks_what_was_written(model, flatbuffer, part, expected, monkeypatch):
+    """Stands for converters that merge operators wrongly."""
+    written = vars(flatbuffers.unpack(flatbuffer))
+    converting = sys.modules["keras_binaryvit.deploy.convert"]
+    monkeypatch.setattr(converting, "take_any_batch", lambda file, size: vars(file).update(written))
+    kb.deploy.convert(changed(model, lambda m: None))
+    with pytest.raises(kb.deploy.ConversionError, match=f"The output 0 differs by .*The first layer .* is {expected}: "):
+        kb.deploy.convert(changed(model, lambda m: scale_gamma(part(m))))
 
 
 def test_no_layer_differs(model, flatbuffer):
