@@ -120,7 +120,7 @@ class Operator:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The operators of all subgraphs, in the order of execution, and the main subgraph's inputs and outputs."""
+    """The inputs and outputs of the main subgraph, and its operators in order of execution, then those of others."""
 
     operators: tuple[Operator, ...]
     inputs: tuple[Tensor, ...]

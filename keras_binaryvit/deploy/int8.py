@@ -26,7 +26,8 @@ def with_int8_layers(content: bytes, representative_data: np.ndarray | Iterable[
     operators = flatbuffer.read(content).operators
     model = flatbuffer.unpack(content)
     graph = model.subgraphs[0]
-    chosen = [source for source, read in zip(graph.operators, operators, strict=True) if _is_weighted(read)]
+    # Those of the bodies of loops, which come after, stay as they are: their values have as many ranges as steps.
+    chosen = [source for source, read in zip(graph.operators, operators, strict=False) if _is_weighted(read)]
     indices = sorted({int(index) for source in chosen for index in (source.inputs[0], source.outputs[0])})
     for index, (low, high) in zip(indices, _ranges(content, indices, representative_data), strict=True):
         if low < high:  # a range of one value has no scale; its operators stay float32

@@ -163,6 +163,7 @@ class _Graph:
         used = {int(index) for index in self._graph.inputs}
         used.update(index for operator in self._operators for index in (*operator.inputs, *operator.outputs))
         buffers = {self._tensors[index].buffer for index in used - {-1}}
+        buffers.update(tensor.buffer for graph in self._model.subgraphs[1:] for tensor in graph.tensors)  # of loops
         for tensor in self._tensors:
             if tensor.buffer not in buffers:
                 self._model.buffers[tensor.buffer].data = None

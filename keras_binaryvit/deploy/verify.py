@@ -224,7 +224,7 @@ def _tensors_by_layer(flatbuffer, frozen):
     """Returns the tensors to compare, by the operation of `frozen` whose output they may be."""
     graph = flatbuffers.unpack(flatbuffer).subgraphs[0]
     named = {}
-    for source, operator in zip(graph.operators, inspect(flatbuffer).operators, strict=True):
+    for source, operator in zip(graph.operators, inspect(flatbuffer).operators, strict=False):  # other graphs' follow
         for shape in operator.output_shapes:
             named[operator.origin.replace("/", SEPARATOR), shape[1:]] = source.outputs[0]  # the last one of a layer
     found = {}

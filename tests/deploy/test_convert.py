@@ -16,6 +16,7 @@ from requirements import HAS_LCE, needs_interpreter, needs_lce, needs_runtime
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as flatbuffers
 from keras_binaryvit.deploy.freeze import binary_layers
+from keras_binaryvit.deploy.verify import first_difference
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
@@ -126,6 +127,34 @@ def test_constants_for_each_filter_stay_with_lces_converter(monkeypatch):
     model = keras.Model(x, (y + np.arange(32.0, dtype="float32")) * np.full((1, 1, 32), 2.0, "float32"))
     monkeypatch.setattr("keras_binaryvit.deploy.tensorflow_converter.convert_saved_model", None)
     assert kb.deploy.count_operators(kb.deploy.convert(model))["LceBconv2d"] == 1
+
+
+@pytest.mark.parametrize("converter", ROUTES)
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "Bidirectional", "ConvLSTM2D"])
+def test_loops(converter, layer):
+    """Their bodies are graphs of their own, with constants that the main graph doesn't read."""
+    binary = layers.TimeDistributed(kb.layers.QuantConv2D(32, 3, padding="same", pad_values=1.0, **BINARY))
+    recurrent = {
+        "LSTM": lambda: layers.LSTM(8),
+        "GRU": lambda: layers.GRU(8),
+        "Bidirectional": lambda: layers.Bidirectional(layers.LSTM(8, return_sequences=True)),
+        "ConvLSTM2D": lambda: layers.ConvLSTM2D(4, 3, padding="same"),
+    }[layer]()
+
+    def call(x):
+        x = binary(x)
+        x = x if layer == "ConvLSTM2D" else layers.TimeDistributed(layers.GlobalAveragePooling2D())(x)
+        return layers.Dense(3)(layers.Flatten()(recurrent(x)))
+
+    model = functional((3, 6, 6, 32), call)
+    flatbuffer = kb.deploy.convert(model, converter=converter)
+    assert kb.deploy.count_operators(flatbuffer)["LceBconv2d"] == 3
+    x = images(model, 4)
+    # Interpreters approximate sigmoid and tanh, and loops add that up.
+    assert sample_errors(kb.deploy.run(flatbuffer, x), model.predict(x, verbose=0)).max() < 1e-3
+    assert first_difference(model, flatbuffer, x[0], tolerance=1e-3) is None
+    model.layers[-1].kernel.assign(2 * model.layers[-1].kernel)
+    assert first_difference(model, flatbuffer, x[0]).startswith(f"{model.layers[-1].name}-dense: ")
 
 
 def test_verify_says_so(model, flatbuffer, x):

@@ -77,6 +77,17 @@ def test_without_signs_outputs_are_near_float32(data):
     assert np.abs(far - expected).max() > 0.2 * np.abs(expected).max()  # ranges come from the data
 
 
+def test_what_a_loop_computes_stays(data):
+    def call(x):
+        return layers.Dense(3)(layers.LSTM(8)(layers.Reshape((3, 12))(layers.Conv2D(4, 3, strides=2)(x))))
+
+    model = functional((8, 8, 3), call)
+    content = kb.deploy.convert(model, float_layers="int8", representative_data=data)
+    kernels = [operator.inputs[1].dtype for operator in operators(content, "FULLY_CONNECTED")]
+    assert sorted(kernels) == ["float32", "float32", "int8"]
+    assert np.abs(kb.deploy.run(content, data) - model.predict(data, verbose=0)).max() < 0.05
+
+
 def test_convert_does_it(files, data):
     def call(x):
         return layers.Dense(10)(layers.Flatten()(layers.Conv2D(16, 3)(x)))
