@@ -61,6 +61,12 @@ def freeze(model: keras.Model, ops: str = "lce", check: bool = True) -> keras.Mo
             "on the range of each batch, which no operator of LCE or TFLite does. Convert the model from before "
             "quantize()."
         )
+    if stateful := [path for path, layer in layers.items() if getattr(layer, "stateful", False)]:
+        raise ConversionError(
+            f"These layers keep their state from batch to batch, which a file can't: {', '.join(stateful)}. Convert a "
+            "model of the same weights with stateful=False. Where the state is needed, make it an input "
+            "(initial_state) and an output (return_state=True)."
+        )
     for layer in layers.values():
         if isinstance(layer, QuantizedKernel) and not layer.built:
             raise ConversionError(

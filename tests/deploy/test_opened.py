@@ -178,6 +178,12 @@ def test_layers_that_keras_has_quantized_are_named():
         kb.deploy.freeze(model)
 
 
+def test_layers_that_keep_a_state_are_named():
+    model = keras.Sequential([keras.Input(batch_shape=(1, 5, 4)), layers.LSTM(3, stateful=True, name="mine")])
+    with pytest.raises(kb.deploy.ConversionError, match=r"from batch to batch, .*mine\. .*\(initial_state\)"):
+        kb.deploy.freeze(model)
+
+
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "float64", "mixed_bfloat16"])
 def test_policies(policy):
     """The frozen model computes in float32 with the same weights."""
