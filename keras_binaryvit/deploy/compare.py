@@ -70,7 +70,7 @@ def whole_difference(actual: list[Any], expected: list[Any]) -> str | None:
     """
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
         a, b = (np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in (a, b))
-        center = np.where(np.isfinite(b), b, 0).mean(axis=0)
+        center = np.where(np.isfinite(b), b, 0).mean(axis=0) if len(b) > 1 else 0
         size = max(_size(b - center), 1e-3 * _size(b))
         means = [float(np.mean(sample)) / size for sample in _difference(a, b) if sample.size]
         if means and min(means) > _WHOLE:
@@ -122,10 +122,11 @@ def _assert_close(operation: keras.Operation, actual: list[Any], expected: list[
             )
 
 
-def _difference(actual: Any, expected: Any) -> np.ndarray:
-    """Returns how much values differ where both are finite."""
-    finite = np.isfinite(actual) & np.isfinite(expected)
-    return np.abs(np.where(finite, actual, 0) - np.where(finite, expected, 0))
+def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Returns how much values differ where the expected ones are finite: infinitely where the actual ones aren't."""
+    finite = np.isfinite(expected)
+    difference = np.abs(np.where(finite, actual, 0) - np.where(finite, expected, 0))
+    return np.where(np.isnan(difference), np.inf, difference)
 
 
 def _size(values: np.ndarray) -> float:

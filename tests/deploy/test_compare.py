@@ -3,12 +3,14 @@
 import importlib
 
 import keras
+import numpy as np
 import pytest
 from deploy_checks import assert_same, functional, images, pyramid
 from keras import layers
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import lower
+from keras_binaryvit.deploy.compare import whole_difference
 from keras_binaryvit.deploy.fold import fold
 
 
@@ -64,6 +66,29 @@ def test_wrong_folding(ops, monkeypatch):
     monkeypatch.setattr(importlib.import_module("keras_binaryvit.deploy.freeze"), "fold", wrong)
     with pytest.raises(kb.deploy.ConversionError, match="The output 0 differs by .* each of its layers"):
         kb.deploy.freeze(model, ops)
+
+
+@pytest.mark.parametrize(
+    "change, differs",
+    [
+        (lambda x: x, False),
+        (lambda x: x * (1 + 1e-5), False),
+        (lambda x: np.where(np.arange(4)[:, None] == 2, x, x + 1), False),  # one sample is right
+        (lambda x: x + 0.01, True),  # much beside how samples differ, not beside 100
+        (lambda x: x[::-1], True),
+        (lambda x: np.where(np.arange(8) == 3, np.nan, x), True),
+    ],
+)
+def test_whole_outputs(change, differs):
+    expected = 100 + np.random.default_rng(0).normal(0, 0.1, (4, 8))
+    found = whole_difference([np.zeros(3), change(expected)], [np.zeros(3), expected])
+    assert (found is not None and found.startswith("The output 1 differs by ")) == differs
+
+
+def test_whole_outputs_of_one_sample():
+    expected = np.array([[1.0, np.inf, 3.0]])
+    assert whole_difference([expected * 1.001], [expected]) is None
+    assert whole_difference([np.array([[3.0, np.inf, 1.0]])], [expected]) is not None
 
 
 def patched(function):
