@@ -24,7 +24,7 @@ from keras_binaryvit.deploy.lower import Lowering, graph_of
 SAMPLES = 4
 _SIDE = 32  # where the model leaves it open
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-_WHOLE = 0.05  # of the outputs' size
+_WHOLE = 0.05  # of the outputs' standard deviation
 
 
 def check_frozen(model: keras.Model, frozen: keras.Model, rules: Mapping[type, Callable]) -> None:
