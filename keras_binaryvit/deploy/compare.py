@@ -113,7 +113,7 @@ def _assert_close(operation: keras.Operation, actual: list[Any], expected: list[
             )
         a, b = (np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in (a, b))
         difference = _difference(a, b) / _size(b)
-        differs = float((difference.min(axis=0) if difference.ndim else difference).max(initial=0))
+        differs = float(np.max(np.atleast_1d(difference).min(axis=0), initial=0.0))
         if differs > bound:
             raise ConversionError(
                 f"The layer {operation.name!r} ({type(operation).__name__}) computes something else when it is frozen: "
