@@ -59,6 +59,7 @@ def values(folder, backend, perturb):
     return np.load(file)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_moves_by_a_few_ulp(tmp_path, backend):
     before, after = values(tmp_path, backend, "no"), values(tmp_path, backend, "yes")

@@ -35,6 +35,7 @@ TINY = {
 }
 
 
+@pytest.mark.once
 def test_binaryvit_small_by_hand():
     # From the paper's table of stages: side of the map, channels, blocks, reduction, expansion.
     stages = [(56, 64, 3, 8, 8), (28, 128, 4, 4, 8), (14, 256, 8, 1, 4), (7, 512, 4, 1, 4)]

@@ -74,9 +74,9 @@ def whole_difference(actual: list[Any], expected: list[Any]) -> str | None:
         size = max(_size(b - center), 1e-3 * _size(b))
         means = [float(np.mean(sample)) / size for sample in _difference(a, b) if sample.size]
         if means and min(means) > _WHOLE:
+            scale = "standard deviation" if len(b) > 1 else "size"
             return (
-                f"The output {index} differs by {min(means):.0%} of its standard deviation or more in each of "
-                f"{len(means)} random samples"
+                f"The output {index} differs by {min(means):.0%} of its {scale} in each of {len(means)} random samples"
             )
     return None
 

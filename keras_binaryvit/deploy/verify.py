@@ -93,8 +93,7 @@ def verify(
     count = len(inputs[0])
     if labels is not None and len(labels) != count:
         raise ValueError(f"Each image needs a label. Received: {count} images, {len(labels)} labels")
-    actual = run(flatbuffer, inputs, progress=progress)
-    actual = actual if isinstance(actual, list) else [actual]
+    actual = keras.tree.flatten(run(flatbuffer, inputs, progress=progress))
     expected = _outputs(model, inputs)
     shapes = [array.shape for array in expected], [array.shape for array in actual]
     if shapes[0] != shapes[1]:
@@ -133,12 +132,11 @@ def check_file(frozen: keras.Model, flatbuffer: bytes) -> None:
     """
     inputs = random_inputs(flatbuffers.read(flatbuffer), SAMPLES)
     try:
-        outputs = run(flatbuffer, inputs)
+        actual = keras.tree.flatten(run(flatbuffer, inputs))
     except ImportError:
         return
     except RuntimeError as error:
         raise ConversionError(f"The interpreter can't run the file: {error}") from error
-    actual = outputs if isinstance(outputs, list) else [outputs]
     if difference := whole_difference(actual, _outputs(frozen, inputs)):
         first = first_difference(frozen, flatbuffer, [array[0] for array in inputs])
         named = f" The first layer that differs is {first}." if first else ""

@@ -163,6 +163,7 @@ def test_a_real_network(eagerly, run, tmp_path):
     assert not any("clip" in weight.path for weight in model.weights)
 
 
+@pytest.mark.once
 def test_logits_of_a_few_passes(eagerly, run, tmp_path):
     options = (f"--teacher={teacher(tmp_path)}", "--teacher-passes=2", "--train-split=train[:16]", "--epochs=3")
     options += ("--validation-split=train[16:]", "--full-precision-kernel-epochs=1")
@@ -183,6 +184,7 @@ def test_logits_of_a_few_passes(eagerly, run, tmp_path):
         run(*options, "--temperature=2", "--resume")
 
 
+@pytest.mark.once
 def test_a_run_is_prolonged(eagerly, run, tmp_path):
     options = ("--train-split=train[:8]", "--decay-epochs=2")
     run(*options, "--epochs=3")

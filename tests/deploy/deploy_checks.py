@@ -1,10 +1,19 @@
-"""What the tests of freezing share: weights that show mistakes, comparisons, small models."""
+"""What the tests of freezing and conversion share: weights that show mistakes, comparisons, small models."""
+
+import contextlib
+import importlib
 
 import keras
 import numpy as np
+import pytest
 from layer_checks import numpy
+from requirements import HAS_LCE
 
 import keras_binaryvit as kb
+from keras_binaryvit.deploy.freeze import binary_layers
+
+CONVERTERS = ["lce", "tensorflow"] if HAS_LCE else ["tensorflow"]
+BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 def randomize(model, seed=0):
@@ -55,6 +64,27 @@ def assert_same(frozen, model, x, share=1e-5, exceptions=0):
     errors = np.max([sample_errors(*pair) for pair in pairs], axis=0)
     assert np.sum(errors > share) <= exceptions, errors
     return float(np.sort(errors)[-1 - exceptions])
+
+
+def assert_converts(model, x=None, exceptions=0, share=1e-5):
+    """Checks that LCE computes what the frozen model does, binary layers in bits; returns the operators' counts."""
+    x = images(model, 16) if x is None else x
+    frozen = kb.deploy.freeze(model)
+    flatbuffer = kb.deploy.convert(frozen)
+    ops = kb.deploy.count_operators(flatbuffer)
+    assert ops["LceBconv2d"] == len(binary_layers(frozen))
+    expected = keras.ops.convert_to_numpy(frozen(x))
+    actual = kb.deploy.run(flatbuffer, x).reshape(expected.shape)
+    assert np.sum(sample_errors(actual, expected) > share) <= exceptions
+    return ops
+
+
+@contextlib.contextmanager
+def unchecked_freezing():
+    """Leaves out what takes most of the time of converting a large network, where other tests check freezing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("keras_binaryvit.deploy.freeze"), "check_frozen", lambda *arguments: None)
+        yield
 
 
 def pyramid(**options):

@@ -4,14 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from deploy_checks import assert_same, functional, images, pyramid
+from deploy_checks import BINARY, assert_same, functional, images, pyramid
 from keras import ops
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.binary import binary_table, is_sign
 from keras_binaryvit.deploy.freeze import binary_layers
-
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 def uneven(x):

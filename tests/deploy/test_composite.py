@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from deploy_checks import functional
+from deploy_checks import BINARY, functional
 from layer_checks import numpy
 
 import keras_binaryvit as kb
@@ -11,7 +11,6 @@ from keras_binaryvit.deploy import composite, lce_layers
 
 flexbuffers = pytest.importorskip("flatbuffers.flexbuffers")
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the file")
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 class Operator:

@@ -473,6 +473,7 @@ def test_command_line(model, run_converter, tmp_path):
     assert kb.deploy.count_operators(output.read_bytes())["DEQUANTIZE"] == 1
 
 
+@pytest.mark.once
 def test_conversion_on_jax_gives_the_same_file(tmp_path):
     pytest.importorskip("jax", reason="JAX isn't installed")
     model = functional((4, 4, 40), kb.layers.BinaryFeedForward(2))

@@ -3,14 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from deploy_checks import assert_same, functional, images, kinds, pyramid, randomize
+from deploy_checks import BINARY, assert_same, functional, images, kinds, pyramid, randomize
 from keras import layers
 from layer_checks import float64, numpy
 
 import keras_binaryvit as kb
 from keras_binaryvit.layers import BatchNorm, MultiBranchAveragePooling, ResidualAffine, RPReLU, Shift
 
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 # Of the library and of Keras: what is to be trained, and never part of a frozen model.
 TRAINED = ("BatchNorm", "BatchNormalization", "Shift", "ResidualAffine", "RPReLU", "Dropout", "QuantDense")
 TRAINED += (

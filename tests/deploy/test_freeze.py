@@ -7,15 +7,13 @@ import keras
 import numpy as np
 import parity
 import pytest
-from deploy_checks import assert_same, functional, images, pyramid, randomize
+from deploy_checks import BINARY, assert_same, functional, images, pyramid, randomize
 from gradients import compiled
 from keras import layers
 from layer_checks import assert_close, flat_vit, numpy
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.freeze import binary_layers
-
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 @pytest.fixture(scope="module")

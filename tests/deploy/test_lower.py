@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from deploy_checks import assert_same, functional, images, kinds, randomize
+from deploy_checks import BINARY, assert_same, functional, images, kinds, randomize
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -12,7 +12,6 @@ from layer_checks import numpy
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.freeze import binary_layers
 
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 JAX = keras.backend.backend() == "jax"  # compiles every operation on its first call
 
 # --- By hand: ways to build a model ---

@@ -3,14 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from deploy_checks import assert_same, functional, images, kinds, randomize
+from deploy_checks import BINARY, assert_same, functional, images, kinds, randomize
 from keras import layers, ops
 from layer_checks import numpy
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy.freeze import binary_layers
-
-BINARY = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 class Mixer(layers.Layer):

@@ -3,12 +3,10 @@
 Where LCE isn't installed, against files that it wrote (tests/golden_conversion.py).
 """
 
-import importlib
-
 import keras
 import numpy as np
 import pytest
-from deploy_checks import functional, images
+from deploy_checks import BINARY, functional, images, unchecked_freezing
 from golden_conversion import GOLDEN, MODELS, canonical
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -23,14 +21,9 @@ if keras.backend.backend() != "tensorflow":
 
 
 @pytest.fixture(autouse=True, scope="module")
-def unchecked_freezing():
-    """What freezing does is checked elsewhere; here each model is frozen several times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("keras_binaryvit.deploy.freeze"), "check_frozen", lambda *arguments: None)
+def fast_freezing():
+    with unchecked_freezing():
         yield
-
-
-SIGNS = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
 
 
 def assert_same_file(model, ops="lce"):
@@ -89,7 +82,7 @@ CONVOLUTIONS = st.fixed_dictionaries(
     }
 )
 OTHERS = {
-    "dense": lambda: kb.layers.QuantDense(64, **SIGNS),
+    "dense": lambda: kb.layers.QuantDense(64, **BINARY),
     "norm": layers.BatchNormalization,
     "prelu": kb.layers.RPReLU,
     "pool": lambda: layers.MaxPooling2D(2, padding="same"),
@@ -113,6 +106,6 @@ def test_random_networks(steps):
     def network(x):
         for step in steps:
             x = (OTHERS[step]() if isinstance(step, str) else kb.layers.QuantConv2D(**step))(x)
-        return kb.layers.QuantDense(5, **SIGNS)(x)
+        return kb.layers.QuantDense(5, **BINARY)(x)
 
     assert_same_file(functional((12, 12, 64), network))

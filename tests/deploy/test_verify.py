@@ -6,7 +6,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from deploy_checks import functional, images, pyramid, randomize
+from deploy_checks import functional, images, pyramid, unchecked_freezing
 from requirements import needs_interpreter, needs_runtime
 
 import keras_binaryvit as kb
@@ -17,22 +17,12 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("LCE's interpreter is compared with the TensorFlow backend", allow_module_level=True)
 pytestmark = needs_interpreter
 
-ARGUMENTS = {
-    "image_shape": (16, 16, 3),
-    "num_classes": 5,
-    "patch_size": 2,
-    "embed_dims": (16, 32),
-    "depths": (1, 1),
-    "num_heads": (1, 2),
-    "sr_ratios": (2, 1),
-    "mlp_ratios": (2, 2),
-}
 IMAGES = np.random.default_rng(3).normal(size=(100, 16, 16, 3)).astype("float32")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return randomize(kb.BinaryViT(**ARGUMENTS))
+    return pyramid()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +32,7 @@ def flatbuffer(model):
 
 def changed(model, change):
     """Returns a copy of `model` of which one part is changed."""
-    copy = kb.BinaryViT(**ARGUMENTS)
+    copy = pyramid()
     copy.set_weights(model.get_weights())
     change(copy)
     return copy
@@ -78,17 +68,21 @@ def test_conversion_checks_what_was_written(model, flatbuffer, part, expected, m
     written = vars(flatbuffers.unpack(flatbuffer))
     converting = sys.modules["keras_binaryvit.deploy.convert"]
     monkeypatch.setattr(converting, "take_any_batch", lambda file, size: vars(file).update(written))
-    kb.deploy.convert(changed(model, lambda m: None))
-    with pytest.raises(kb.deploy.ConversionError, match=f"The output 0 differs by .* The first .* is {expected}: "):
-        kb.deploy.convert(changed(model, lambda m: scale_gamma(part(m))))
+    with unchecked_freezing():
+        kb.deploy.convert(changed(model, lambda m: None))
+        with pytest.raises(kb.deploy.ConversionError, match=f"The output 0 differs by .* The first .* is {expected}: "):
+            kb.deploy.convert(changed(model, lambda m: scale_gamma(part(m))))
 
 
 def test_no_layer_differs(model, flatbuffer):
     assert first_difference(model, flatbuffer, IMAGES[0]) is None
-    result = kb.deploy.verify(model, flatbuffer, IMAGES)
+    result = kb.deploy.verify(model, flatbuffer, IMAGES, labels=np.zeros(len(IMAGES), int))
     assert result.agreement == 1 and result.first_difference is None
+    assert result.largest_difference < 1e-5 and result.mean_difference <= result.largest_difference
+    expected = model.predict(IMAGES, verbose=0)
+    assert result.model_accuracy == result.flatbuffer_accuracy == np.mean(expected.argmax(-1) == 0)
     np.testing.assert_allclose(result.flatbuffer_logits, kb.deploy.run(flatbuffer, IMAGES))
-    np.testing.assert_allclose(result.model_logits, model.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.model_logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def real_pyramid():
@@ -173,7 +167,7 @@ def test_classes_whose_logits_are_equal_but_for_rounding_agree():
 
 def test_another_number_of_classes(flatbuffer):
     with pytest.raises(ValueError, match=r"outputs of shape \[\(2, 7\)\], the flatbuffer \[\(2, 5\)\]"):
-        kb.deploy.verify(kb.BinaryViT(**{**ARGUMENTS, "num_classes": 7}), flatbuffer, IMAGES[:2])
+        kb.deploy.verify(pyramid(num_classes=7), flatbuffer, IMAGES[:2])
 
 
 def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path):
@@ -205,3 +199,29 @@ def test_conversion_on_jax_gives_the_same_flatbuffer(model, flatbuffer, tmp_path
     assert kb.deploy.count_operators(twice) == kb.deploy.count_operators(flatbuffer)  # the factor is in the head
     expected = kb.deploy.run(flatbuffer, IMAGES[:4])
     np.testing.assert_allclose(kb.deploy.run(twice, IMAGES[:4]), 2 * expected, rtol=1e-5)
+
+
+def test_verify_notices_a_model_that_diverged(model, flatbuffer):
+    other = changed(model, lambda m: m.get_layer("head").bias.assign(np.full(5, np.nan)))
+    with pytest.raises(kb.deploy.VerificationError, match="not finite"):
+        kb.deploy.verify(other, flatbuffer, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.full((1, 16, 16, 3), np.nan), "not finite"),
+        (np.zeros((1, 16, 16, 1)), r"\(16, 16, 3\).*\(16, 16, 1\)"),
+        (np.zeros((0, 16, 16, 3)), "batches of 1.*Received: 0"),
+    ],
+)
+def test_wrong_images(model, flatbuffer, images, message):
+    with pytest.raises(ValueError, match=message):
+        kb.deploy.verify(model, flatbuffer, images)
+
+
+def test_wrong_labels_and_files(model, flatbuffer):
+    with pytest.raises(ValueError, match="Each image needs a label"):
+        kb.deploy.verify(model, flatbuffer, IMAGES, labels=[1])
+    with pytest.raises(ValueError, match="no TFLite flatbuffer|flatbuffer"):
+        kb.deploy.count_operators(b"nothing of the kind")

@@ -237,6 +237,7 @@ def test_features_are_what_the_head_reads():
         assert clone.output_shape == without_top.output_shape
 
 
+@pytest.mark.once
 def test_trained_features():
     model = BinaryViT.from_preset("binaryvit_tiny_32_cifar10", include_top=False, pooling="avg")
     whole = BinaryViT.from_preset("binaryvit_tiny_32_cifar10")

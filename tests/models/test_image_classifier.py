@@ -53,6 +53,7 @@ def test_integer_images_without_a_preprocessor():
         vit().predict(pixels(2, 20, 20, 3))
 
 
+@pytest.mark.once
 def test_classify(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     model, images = vit(), pixels(2, 20, 24, 3)
@@ -136,6 +137,7 @@ def test_saved_with_the_model(tmp_path):
     assert len(deit.classify(images)[0]) == 3
 
 
+@pytest.mark.once
 def test_deployed_and_trained_copies():
     model = vit()
     frozen = kb.deploy.freeze(model)

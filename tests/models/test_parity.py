@@ -68,6 +68,7 @@ def test_loss_and_gradients_and_running_statistics(name, mode):
         assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("branches", [False, True], ids=["row 2", "row 3"])
 @pytest.mark.parametrize("training", [False, True])
 def test_other_rows_are_row_4_with_neutral_parameters(branches, training):

@@ -38,6 +38,7 @@ MODELS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_model_comes_back(name, tmp_path):
     config, create = MODELS[name]

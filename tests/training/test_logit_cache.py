@@ -112,6 +112,7 @@ def test_an_interruption_keeps_the_passes_before(tmp_path):
     assert len(np.load(path)) == 200 and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [{"seed": 1}, {"augment": "random_resized_crop"}, {"image_size": 9}])
 def test_another_data_set(tmp_path, arguments):
     assert "cache_logits" in missing(cache(tmp_path / "logits.npy", epochs=1), load(**arguments))
