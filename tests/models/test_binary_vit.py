@@ -225,6 +225,7 @@ def features(**changes):
     return BinaryViT((16, 16, 3), 3, 2, (4, 8), (1, 2), (1, 2), (2, 1), (2, 1), include_top=False, **changes)
 
 
+@pytest.mark.once
 def test_features_are_what_the_head_reads():
     model = randomize(BinaryViT((16, 16, 3), 3, 2, (4, 8), (1, 2), (1, 2), (2, 1), (2, 1)))
     images = normal(2, 16, 16, 3)

@@ -112,6 +112,7 @@ def test_config_round_trip(row):
     assert type(reduce.input_quantizer).__name__ == "SteSign"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[3]])
 def test_fits(row):
     model = small(**row, drop_path_rate=0.2)

@@ -26,6 +26,7 @@ def softmax(logits):
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
+@pytest.mark.once
 def test_integer_images_are_pixels_everywhere():
     model, images = vit(), pixels(4, 16, 16, 3)
     expected = numpy(model(PREPROCESSOR(images)))
