@@ -14,7 +14,7 @@ from deploy_checks import functional, images, pyramid, sample_errors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from layer_checks import float64, numpy, randomize
-from requirements import needs_interpreter
+from requirements import needs_interpreter, needs_runtime
 
 import keras_binaryvit as kb
 from keras_binaryvit.deploy import flatbuffer as tflite
@@ -27,11 +27,6 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("these conversions run in this process, which needs the TensorFlow backend", allow_module_level=True)
 pytestmark = needs_interpreter
 
-try:
-    import binaryvit_runtime
-except ImportError:
-    binaryvit_runtime = None
-with_runtime = pytest.mark.skipif(not binaryvit_runtime, reason="binaryvit-runtime isn't installed")
 BLOCK = {"BinaryVitAttention": 1, "BinaryVitPooling": 1, "BinaryVitFeedForward": 1}
 
 
@@ -391,7 +386,7 @@ examples = settings(
 )
 
 
-@with_runtime
+@needs_runtime
 @given(
     st.integers(1, 4),
     st.integers(1, 4),
@@ -407,7 +402,7 @@ def test_blocks(height, width, head_dim, heads, reduction, expansion, branches):
     assert_runs(functional((height * reduction, width * reduction, heads * head_dim), block))
 
 
-@with_runtime
+@needs_runtime
 @pytest.mark.parametrize(
     "shape, layer",
     [
@@ -424,7 +419,7 @@ def test_single_layers(shape, layer):
     assert_runs(functional(shape, layer()))
 
 
-@with_runtime
+@needs_runtime
 @pytest.mark.parametrize("side, fused", [(129, True), (131, False)])
 def test_windows_beyond_the_operators_reach(side, fused):
     model = randomize(functional((3, 2, 8), kb.layers.MultiBranchAveragePooling(((1, side), (side, 1)))))
@@ -434,7 +429,7 @@ def test_windows_beyond_the_operators_reach(side, fused):
     np.testing.assert_allclose(kb.deploy.run(flatbuffer, x), numpy(model(x)), rtol=1e-5, atol=1e-5)
 
 
-@with_runtime
+@needs_runtime
 @pytest.mark.parametrize("name", parity.RECORDINGS[:3])
 def test_equals_the_authors_recordings(name):
     recording = parity.Recording(name)
@@ -444,7 +439,7 @@ def test_equals_the_authors_recordings(name):
     assert parity.relative_error(actual, recording.arrays["eval/logits"]) < 1e-5
 
 
-@with_runtime
+@needs_runtime
 def test_verify_inspect_and_report(model, flatbuffer, x):
     result = kb.deploy.verify(model, flatbuffer, x)
     assert result.agreement == 1 and result.largest_difference < 1e-5
@@ -463,7 +458,7 @@ def test_without_the_runtime(model, flatbuffer, x, monkeypatch):
         kb.deploy.verify(model, flatbuffer, x)
 
 
-@with_runtime
+@needs_runtime
 def test_command_line(model, run_converter, tmp_path):
     model.save(tmp_path / "model.keras")
     output = tmp_path / "model.tflite"
