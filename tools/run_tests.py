@@ -78,7 +78,7 @@ PARTS = {
     # Its own row: tests of conversion run what it builds, and the others needn't wait for a compiler that isn't there.
     "runtime's build": Part((("make", "--silent", f"{os.environ.get('VENV', '.venv')}/.runtime"),)),
     "TensorFlow": Part((("pytest",),), "tensorflow"),
-    # Three runs, so that the memory of a worker stays below 5 GB.
+    # Two runs, so that the memory of a worker stays below 5 GB.
     "JAX": Part(
         (
             ("pytest", *BACKENDS),

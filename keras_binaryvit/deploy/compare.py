@@ -76,7 +76,8 @@ def whole_difference(actual: list[Any], expected: list[Any]) -> str | None:
         if means and min(means) > _WHOLE:
             scale = "standard deviation" if len(b) > 1 else "size"
             return (
-                f"The output {index} differs by {min(means):.0%} of its {scale} in each of {len(means)} random samples"
+                f"The output {index} differs by {min(means):.0%} of its {scale} or more in each of {len(means)} random "
+                "samples"
             )
     return None
 

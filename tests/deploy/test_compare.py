@@ -88,6 +88,7 @@ def test_whole_outputs(change, differs):
 def test_whole_outputs_of_one_sample():
     expected = np.array([[1.0, np.inf, 3.0]])
     assert whole_difference([expected * 1.001], [expected]) is None
+    assert "% of its size or more" in whole_difference([expected * 1.2], [expected])
     assert whole_difference([np.array([[3.0, np.inf, 1.0]])], [expected]) is not None
 
 

@@ -135,8 +135,6 @@ def test_loops(converter, layer):
 
 
 ZEROS = {"PADV2", "STRIDED_SLICE", "ADD", "CONCATENATION"}
-
-
 SEQUENCES = [
     ({"padding": "valid", "strides": 2}, set()),
     ({"padding": "valid", "groups": 2, "dilation_rate": 2}, set()),

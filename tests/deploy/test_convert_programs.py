@@ -36,8 +36,6 @@ STRUCTURES = {
     "input as output": lambda a, b, x, y: keras.Model([a, b], [x, layers.ReLU(name="r")(b)]),
     "unused input": lambda a, b, x, y: keras.Model([a, b], keras.layers.ReLU(name="r")(x)),
 }
-
-
 NAMES = {
     "list": (["right", "left"], ["difference"]),
     "nested": (["right", "left"], ["z", "a"]),

@@ -223,5 +223,5 @@ def test_wrong_images(model, flatbuffer, images, message):
 def test_wrong_labels_and_files(model, flatbuffer):
     with pytest.raises(ValueError, match="Each image needs a label"):
         kb.deploy.verify(model, flatbuffer, IMAGES, labels=[1])
-    with pytest.raises(ValueError, match="no TFLite flatbuffer|flatbuffer"):
+    with pytest.raises(ValueError, match="no TFLite flatbuffer"):
         kb.deploy.count_operators(b"nothing of the kind")

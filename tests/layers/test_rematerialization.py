@@ -20,7 +20,6 @@ def _train(remat):
     return [(variable.name, numpy(variable)) for variable in block.variables]
 
 
-@pytest.mark.once
 def test_training_is_the_same():
     expected, actual = _train(remat=False), _train(remat=True)
     assert {"kernel", "moving_variance", "seed_generator_state"} < {name for name, _ in expected}
