@@ -31,8 +31,8 @@ static void PrintNode(const Node& node, const Registration& registration) {
     std::printf(" activation=%d", static_cast<const ArithmeticParams*>(node.builtin_data)->activation);
   } else if (registration.builtin_code == kBuiltinConv2d) {
     const auto& params = *static_cast<const ConvParams*>(node.builtin_data);
-    std::printf(" padding=%d strides=%dx%d activation=%d", params.padding, params.stride_height, params.stride_width,
-                params.activation);
+    std::printf(" padding=%d strides=%dx%d activation=%d dilations=%dx%d", params.padding, params.stride_height,
+                params.stride_width, params.activation, params.dilation_height, params.dilation_width);
   } else if (registration.builtin_code == kBuiltinDepthwiseConv2d) {
     const auto& params = *static_cast<const DepthwiseConvParams*>(node.builtin_data);
     std::printf(" padding=%d strides=%dx%d multiplier=%d activation=%d", params.padding, params.stride_height,
@@ -40,6 +40,8 @@ static void PrintNode(const Node& node, const Registration& registration) {
   } else if (registration.builtin_code == kBuiltinFullyConnected) {
     const auto& params = *static_cast<const FullyConnectedParams*>(node.builtin_data);
     std::printf(" activation=%d format=%d keep=%d", params.activation, params.weights_format, params.keep_num_dims);
+  } else if (registration.builtin_code == kBuiltinMean) {
+    std::printf(" keep=%d", static_cast<const ReducerParams*>(node.builtin_data)->keep_dims);
   } else if (registration.builtin_code == kBuiltinCustom) {
     std::printf(" name=%s options=%.*s", registration.custom_name, node.custom_options_size,
                 static_cast<const char*>(node.custom_options));

@@ -17,6 +17,7 @@ from classifiers import classifier
 from graphs import Operator, graph
 from models import Tensor, options, pack, run, single_op
 from PIL import Image
+from test_embedding_and_head import Network
 from test_fused_ops import attention, feed_forward, patch_merging, pooling, special
 from test_kernels import product
 from test_raspberry_pi import CAMERA, KERNEL, METADATA
@@ -68,6 +69,9 @@ def record_models(folder):
             cases["special_merging"] = patch_merging(index, 1, 3, 5, channels, 2, special)
         for name, (flatbuffer, (x,), expected) in cases.items():
             record(f"{name}_{index}", flatbuffer, x, expected)
+    for index, units in enumerate((33, 64)):  # from the image to the logits
+        network = Network(index, patches=(4, 16), patch=(4, 4), units=units, classes=100)
+        record(f"network_{index}", network.flatbuffer(), network.image, network.expected()["logits"])
     for rows, depth in (5, 3), (49, 39):  # of real numbers, multiplied with themselves
         x = rng.normal(size=(rows, depth)).astype(np.float32)
         tensors = {"x": Tensor(x.shape, "float32"), "y": Tensor((rows, rows), "float32")}
@@ -146,7 +150,7 @@ def libraries(aarch64_wheel, request, tmp_path_factory):
 def test_emulated_boards_give_this_machines_bits(cpu, kernel_set, litert, libraries, models):
     paths, options = libraries
     settings = {"BINARYVIT_CPU": cpu, "BINARYVIT_KERNELS": kernel_set, "BINARYVIT_LITERT": litert, "QEMU_OPTS": options}
-    assert "112 models agree" in on_board("arm64_check.py", models, *paths, **settings)
+    assert "114 models agree" in on_board("arm64_check.py", models, *paths, **settings)
 
 
 def test_the_commands_for_a_raspberry_pi(aarch64_wheel, tmp_path):

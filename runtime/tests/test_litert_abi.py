@@ -38,12 +38,15 @@ tensor d type=1 constant=0 bytes=128 scale=0 zero_point=0 quantization=0 dims=[1
 tensor weights type=1 constant=1 bytes=128 scale=0 zero_point=0 quantization=0 dims=[4,8]
 tensor result type=1 constant=0 bytes=4 scale=0 zero_point=0 quantization=0 dims=[1]
 tensor biases type=1 constant=1 bytes=32 scale=0 zero_point=0 quantization=0 dims=[8]
-node 3 inputs=[0,1,2] outputs=[5] padding=1 strides=2x1 activation=1
+tensor axes type=2 constant=1 bytes=8 scale=0 zero_point=0 quantization=0 dims=[2]
+tensor mean type=1 constant=0 bytes=16 scale=0 zero_point=0 quantization=0 dims=[1,1,1,4]
+node 3 inputs=[0,1,2] outputs=[5] padding=1 strides=2x1 activation=1 dilations=1x2
 node 4 inputs=[5,3,11] outputs=[6] padding=2 strides=3x1 multiplier=2 activation=0
 node 0 inputs=[6,6] outputs=[7] activation=3
 node 9 inputs=[7,9,-1] outputs=[8] activation=0 format=0 keep=1
-node 32 inputs=[4,8] outputs=[10] name=Canary options=some options
-replaced nodes=[4] inputs=[4,8] outputs=[10]
+node 40 inputs=[8,12] outputs=[13] keep=1
+node 32 inputs=[4,13] outputs=[10] name=Canary options=some options
+replaced nodes=[5] inputs=[4,13] outputs=[10]
 result (5, 7)
 """
 
@@ -62,22 +65,28 @@ def model():
         "weights": Tensor((4, 8), "float32", np.zeros((4, 8), np.float32)),
         "result": Tensor((1,), "float32"),
         "biases": Tensor((8,), "float32", np.zeros(8, np.float32)),
+        "axes": Tensor((2,), "int32", np.array([1, 2], np.int32)),
+        "mean": Tensor((1, 1, 1, 4), "float32"),
     }
     activation = schema.ActivationFunctionType
     convolution, depthwise = schema.Conv2DOptionsT(), schema.DepthwiseConv2DOptionsT()
     convolution.padding, convolution.strideH, convolution.strideW = schema.Padding.SAME, 2, 1
     convolution.fusedActivationFunction = activation.RELU
+    convolution.dilationHFactor, convolution.dilationWFactor = 1, 2
     depthwise.padding, depthwise.strideH, depthwise.strideW = schema.Padding.VALID, 3, 1
     depthwise.depthMultiplier = 2
     add, dense = schema.AddOptionsT(), schema.FullyConnectedOptionsT()
     add.fusedActivationFunction = activation.RELU6
     dense.keepNumDims = True
+    mean = schema.ReducerOptionsT()
+    mean.keepDims = True
     operators = [
         Operator("CONV_2D", ["image", "kernel", "bias"], ["a"], convolution),
         Operator("DEPTHWISE_CONV_2D", ["a", "depthwise", "biases"], ["b"], depthwise),
         Operator("ADD", ["b", "b"], ["c"], add),
         Operator("FULLY_CONNECTED", ["c", "weights", None], ["d"], dense),
-        Operator("Canary", ["bytes", "d"], ["result"], b"some options"),
+        Operator("MEAN", ["d", "axes"], ["mean"], mean),
+        Operator("Canary", ["bytes", "mean"], ["result"], b"some options"),
     ]
     return graph(tensors, operators, ["image", "bytes"], ["result"])
 

@@ -1,5 +1,5 @@
 // The delegate: replaces every custom operator that it knows, one node at a time. In a graph with such operators it also
-// replaces the builtin operators around them. The host runs all others, and graphs without custom operators.
+// replaces some of the builtin operators around them. The host runs all others, and graphs without custom operators.
 //
 // It is loaded through LiteRT's external-delegate interface and calls the host through the structs of litert_abi.h alone, so
 // one build runs in every host with that interface.
@@ -10,6 +10,7 @@
 
 #include "binaryvit_runtime.h"
 #include "host/litert_abi.h"
+#include "ops/builtin/map_sum.h"
 #include "ops/op.h"
 
 #define BINARYVIT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -26,9 +27,13 @@ using litert::Node;
 using litert::Registration;
 using litert::Status;
 
-const OpType* const kOps[] = {&kLceQuantize, &kLceDequantize, &kLceBconv2d,  &kLceBMaxPool2d,
-                              &kAttention,   &kFeedForward,   &kPatchMerging, &kPooling,
-                              &kFullyConnected};
+const OpType* const kOps[] = {&kLceQuantize,    &kLceDequantize, &kLceBconv2d,    &kLceBMaxPool2d,
+                              &kAttention,      &kFeedForward,   &kPatchMerging,  &kPooling,
+                              &kFullyConnected, &kGlobalMean,    &kPatchEmbedding};
+
+bool IsFused(const OpType* op) {
+  return op == &kAttention || op == &kFeedForward || op == &kPatchMerging || op == &kPooling;
+}
 
 const OpType* FindOp(const Registration& registration) {
   const bool is_custom = registration.builtin_code == litert::kBuiltinCustom;
@@ -153,7 +158,7 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   const int index = params->nodes_to_replace->data[0];
   if (context->GetNodeAndRegistration(context, index, &node, &registration) != litert::kOk) return nullptr;
   const OpType* type = FindOp(*registration);
-  return type ? NewKernel(context, *params, type) : nullptr;
+  return NewKernel(context, *params, type ? type : &kPointwise);  // an ADD that the host has parted from its MapSum
 }
 
 void* InitPointwise(Context* context, const char* buffer, size_t) {
@@ -222,6 +227,7 @@ struct Plan {
   IntArray* nodes = nullptr;
   Buffer<bool> computed;   // of tensors: whether they may differ between runs
   Buffer<bool> pointwise;  // of nodes, in the order of the plan
+  bool is_fused = false;   // some nodes are fused operators
   ~Plan() { std::free(nodes); }
 };
 
@@ -322,22 +328,44 @@ Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Pla
   return status;
 }
 
-// One node per call: tensors between two of the delegate's nodes stay in the host's arena.
+// Whether the delegate replaces a builtin node by itself: a product of two computed tensors or, in a graph of fused operators,
+// what comes before and after them, so that whole networks give the same bits everywhere.
+bool Replaces(Context* context, BinaryVitDelegate* delegate, const Plan& plan, const OpType& op, const Node& node,
+              const Registration& registration) {
+  if (!Supports(context, delegate, op, node, registration)) return false;
+  if (&op != &kFullyConnected) return plan.is_fused;
+  const int input = node.inputs->data[0], weights = node.inputs->data[1];
+  if (IsTensor(weights, plan.computed) && plan.computed[static_cast<size_t>(weights)]) return true;
+  return plan.is_fused && context->tensors[input].dims->size == 2;
+}
+
+// Whether the node after one adds a constant map to what that computes.
+bool HasMapSum(Context* context, BinaryVitDelegate* delegate, const Plan& plan, size_t i, const OpType& op,
+               const Node& node, const Registration& registration) {
+  if (&op != &kPatchEmbedding && &op != &kPatchMerging) return false;
+  if (i + 1 == plan.pointwise.size() || plan.pointwise[i + 1]) return false;
+  Node* next;
+  Registration* its;
+  if (context->GetNodeAndRegistration(context, plan.nodes->data[i + 1], &next, &its) != litert::kOk) return false;
+  GraphNode nodes[] = {{node, registration.builtin_code}, {*next, its->builtin_code}};
+  const NodeView view(context, nodes, 2, next->outputs, &delegate->session, op.name);
+  return MapSum::Follows(view.At(0), view.At(1));
+}
+
+// One operator per call: tensors between two of the delegate's nodes stay in the host's arena.
 Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
+  IntArray* nodes = Copy(plan.nodes);
+  if (!nodes) return litert::kError;
   const bool ok = ForNodes(context, *plan.nodes, [&](size_t i, const Node& node, const Registration& registration) {
     const OpType* op = FindOp(registration);
     if (!op || plan.pointwise[i]) return true;
-    if (op->supports) {
-      const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
-      if (!IsTensor(weights, plan.computed) || !plan.computed[static_cast<size_t>(weights)] ||
-          !Supports(context, delegate, *op, node, registration)) {
-        return true;
-      }
-    }
+    if (op->supports && !Replaces(context, delegate, plan, *op, node, registration)) return true;
+    nodes->size = HasMapSum(context, delegate, plan, i, *op, node, registration) ? 2 : 1;
+    std::memcpy(nodes->data, plan.nodes->data + i, sizeof(int) * static_cast<size_t>(nodes->size));
     const Registration kernel = KernelRegistration(*op, InitKernel);
-    const IntArray one = {1, {plan.nodes->data[i]}};
-    return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, &one, delegate) == litert::kOk;
+    return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate) == litert::kOk;
   });
+  std::free(nodes);
   return ok ? litert::kOk : litert::kError;
 }
 
@@ -365,6 +393,7 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   const bool ok = ForNodes(context, *plan.nodes, [&](size_t, const Node&, const Registration& registration) {
     const OpType* op = FindOp(registration);
     has_custom |= op && !op->supports;
+    plan.is_fused |= IsFused(op);
     return true;
   });
   if (!ok) return litert::kError;

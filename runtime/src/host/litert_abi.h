@@ -27,12 +27,15 @@ constexpr int kBuiltinConv2d = 3;
 constexpr int kBuiltinDepthwiseConv2d = 4;
 constexpr int kBuiltinFullyConnected = 9;
 constexpr int kBuiltinMul = 18;
+constexpr int kBuiltinMean = 40;
 constexpr int kBuiltinPrelu = 54;
 constexpr int kBuiltinTile = 69;
 constexpr int kBuiltinAddN = 106;
 constexpr int kBuiltinCustom = 32;  // of every custom operator
 
 enum Activation : int { kNoActivation = 0, kRelu = 1, kReluN1To1 = 2, kRelu6 = 3 };
+
+enum Padding : int { kPaddingSame = 1, kPaddingValid = 2 };
 
 constexpr int64_t kAllowDynamicTensors = 1;      // without it, hosts reject delegates for graphs with dynamic tensors
 
@@ -112,6 +115,8 @@ struct ConvParams {
   int stride_width;
   int stride_height;
   int activation;
+  int dilation_width;
+  int dilation_height;
 };
 
 struct DepthwiseConvParams {
@@ -126,6 +131,10 @@ struct FullyConnectedParams {
   int activation;
   int weights_format;  // 0: rows of values, one per unit
   bool keep_num_dims;
+};
+
+struct ReducerParams {  // MEAN
+  bool keep_dims;
 };
 
 struct DelegateParams {

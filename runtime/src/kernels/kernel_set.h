@@ -113,6 +113,15 @@ struct CrossRow {
   bool residual;
 };
 
+// Windows of an image, next to each other, are where strips of it and of pixels cross: `count` strips, `stride` values from one
+// to the next, of which each window has `width` values.
+struct Strips {
+  const float* values;
+  size_t count;
+  size_t stride;
+  size_t width;
+};
+
 // Counts of bytes, one per key, come in blocks.
 constexpr size_t kBytesPerBlock = 64;
 
@@ -185,6 +194,9 @@ struct KernelSet {
   // those at j, j + 4, j + 8, ... for each j, then these sums as (s0 + s1) + (s2 + s3), then the terms that are left.
   void (*multiply_floats)(const float* values, const float* weights, size_t rows, size_t units, size_t depth,
                           float* output, size_t stride);
+  // output[window][unit] = biases[unit] + the sum of its values * weights[value][unit], strip by strip, from left to right; the
+  // output and the weights without gaps.
+  void (*embed)(const Strips&, size_t windows, const float* weights, const float* biases, size_t units, float* output);
   // sums[i] = the products of the four values and factors from 4 * i on; those of eight have terms i and i + 4 added first.
   void (*dot_fours)(const float* values, const float* factors, float* sums, size_t count);
   void (*dot_eights)(const float* values, const float* factors, float* sums, size_t count);

@@ -31,8 +31,8 @@ struct BuiltinOperator {
 };
 
 constexpr BuiltinOperator kBuiltinOperators[] = {
-    {kBuiltinAdd, 1},  {kBuiltinMul, 1},    {kBuiltinAddN, 0},           {kBuiltinPrelu, 0},
-    {kBuiltinTile, 0}, {kBuiltinConv2d, 4}, {kBuiltinDepthwiseConv2d, 5}, {kBuiltinFullyConnected, 3},
+    {kBuiltinAdd, 1},    {kBuiltinMul, 1},             {kBuiltinAddN, 0},           {kBuiltinPrelu, 0}, {kBuiltinTile, 0},
+    {kBuiltinConv2d, 6}, {kBuiltinDepthwiseConv2d, 5}, {kBuiltinFullyConnected, 3}, {kBuiltinMean, 1},
 };
 
 std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op) {
@@ -40,7 +40,7 @@ std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op) {
   for (size_t i = 0; i < op.fields; ++i) {
     auto value = bytes.Take<int32_t>();
     // LiteRT's parser gives a bool.
-    if (op.code == kBuiltinFullyConnected && i == 2) value &= 1;
+    if ((op.code == kBuiltinFullyConnected && i == 2) || op.code == kBuiltinMean) value &= 1;
     data.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   return data;

@@ -304,6 +304,7 @@ void Host::Fill(Tensor* tensor, Content content) {
     if (content == kFours && (i / 256 ^ i / 16) % 16 != 0) real = 0;
     if (content != kBits && content != kZeros) std::memcpy(&word, &real, sizeof word);
     if (content == kMultiples) word = i + 8 > tensor->bytes ? 8 : 1;
+    if (content == kAxes) word = i / 4 % 2 + 1;
     std::memcpy(to + i, &word, std::min(tensor->bytes - i, sizeof word));
   }
 }

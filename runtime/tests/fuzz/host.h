@@ -21,8 +21,8 @@ namespace binaryvit::fuzz {
 enum Switches : uint8_t { kResizes = 1, kProfiles = 2, kRecommendsThreads = 4, kRunsTwice = 8, kKeepsOrder = 16 };
 
 // Data of tensors. Nodes alone have the first three kinds; graphs also two values, filters, and the multiples of a TILE.
-enum Content : uint8_t { kReals, kBits, kZeros, kPair, kEights, kMultiples, kFours };
-constexpr size_t kNodeContents = 3, kGraphContents = 7;
+enum Content : uint8_t { kReals, kBits, kZeros, kPair, kEights, kMultiples, kFours, kAxes };
+constexpr size_t kNodeContents = 3, kGraphContents = 8;
 
 // Little-endian, zeros after the last.
 class Bytes {

@@ -32,8 +32,8 @@ RESIZES, PROFILES, RECOMMENDS_THREADS, RUNS_TWICE, KEEPS_ORDER = 1, 2, 4, 8, 16
 THREADS = {1: 0, 2: 6, 3: 7}
 KERNELS = ["", "sse", "avx2", "avx512bw"]  # "": the best, such as avx512; the oracle has the scalar ones
 INTEGER = 1  # the type of an option
-REALS, BITS, ZEROS, PAIR, EIGHTS, MULTIPLES, FOURS = range(7)  # contents; nodes alone have the first three
-BUILTIN_OPERATORS = ["ADD", "MUL", "ADD_N", "PRELU", "TILE", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]
+REALS, BITS, ZEROS, PAIR, EIGHTS, MULTIPLES, FOURS, AXES = range(8)  # contents; nodes alone have the first three
+BUILTIN_OPERATORS = ["ADD", "MUL", "ADD_N", "PRELU", "TILE", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MEAN"]
 GRAPH_OPERATORS = [*BUILTIN_OPERATORS, *OPERATORS]
 
 
@@ -225,7 +225,7 @@ def expansion(constants=None, units=8, **changes):
     hidden = graph.node("ADD", [product, hidden], graph.tensor(*rows, wide), [0])
     hidden = graph.node("PRELU", [hidden, graph.constant(1, 1, wide, **constants)], graph.tensor(*rows, wide))
     filters = graph.constant(units, 1, 1, wide, content=EIGHTS if units == 8 else FOURS, **constants)
-    mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, units), [0, 1, 1, 1])
+    mean = graph.node("CONV_2D", [hidden, filters, -1], graph.tensor(*rows, units), [0, 1, 1, 1, 1, 1])
     shifted = graph.node("ADD", [hidden, graph.constant(wide, **constants)], graph.tensor(*rows, wide), [0])
     bits = graph.node("LceQuantize", [shifted], graph.tensor(*rows, 2, dtype="int32"))
     return graph.content([mean, bits], **changes)
@@ -305,6 +305,34 @@ def feed_forward_and_merging(**changes):
     return graph.content([total, last], **changes)
 
 
+def head(graph, x, units):
+    """The mean over positions and a dense layer; returns the logits."""
+    axes = graph.constant(2, dtype="int32", content=AXES)
+    pooled = graph.node("MEAN", [x, axes], graph.tensor(1, units), [0])
+    inputs = [pooled, graph.constant(11, units), graph.constant(11)]
+    return graph.node("FULLY_CONNECTED", inputs, graph.tensor(1, 11), [0, 0, 0])
+
+
+def embedding(units=40, is_inner=False, **changes):
+    """A patch embedding with position embeddings, a fused layer and a head; the embedding may be an output, too."""
+    graph = Graph()
+    inputs = [graph.tensor(1, 8, 18, 3), graph.constant(units, 2, 3, 3), graph.constant(units)]
+    first = graph.node("CONV_2D", inputs, graph.tensor(1, 4, 6, units), [2, 3, 2, int(is_inner), 1, 1])
+    x = graph.node("ADD", [first, graph.constant(4, 6, units)], graph.tensor(1, 4, 6, units), [0])
+    x = graph.node("BinaryVitPooling", [x, graph.constant(6, units)], graph.tensor(1, 4, 6, units), [1, 1])
+    return graph.content([head(graph, x, units), *[first] * is_inner], **changes)
+
+
+def merging(units=40, is_inner=False, **changes):
+    """The same of a patch merging."""
+    graph = Graph()
+    inputs = [graph.tensor(1, 4, 6, units), graph.constant(units, 4 * words(units), dtype="int32")]
+    inputs += [graph.constant(2, units), graph.constant(3, units)]
+    first = graph.node("BinaryVitPatchMerging", inputs, graph.tensor(1, 2, 3, units))
+    x = graph.node("ADD", [graph.constant(1, 2, 3, units), first], graph.tensor(1, 2, 3, units), [0])
+    return graph.content([head(graph, x, units), *[first] * is_inner], **changes)
+
+
 def convolutions(**changes):
     """Bits from layer to layer, and a shortcut around them."""
     graph, shape, packed = Graph(), (1, 4, 4, 40), (1, 4, 4, 2)
@@ -344,6 +372,10 @@ def graph_seeds():
         "transformer_ragged": transformer(2, 3, 20, switches=KEEPS_ORDER | PROFILES),
         "feed_forward_and_merging": feed_forward_and_merging(threads=2, **again, resized=(1, 4, 2, 32)),
         "convolutions": convolutions(threads=2, **again, resized=(2, 3, 5, 40)),
+        "embedding": embedding(threads=3, switches=RUNS_TWICE | PROFILES),
+        "embedding_inner": embedding(32, True, switches=KEEPS_ORDER),
+        "merging": merging(32, threads=2, **again, resized=(2, 4, 6, 32)),
+        "merging_inner": merging(64, True, switches=RUNS_TWICE),
     }
     for kernels in KERNELS[1:]:
         found |= {
@@ -353,6 +385,8 @@ def graph_seeds():
             f"transformer_{kernels}": transformer(kernels=kernels),
             f"feed_forward_and_merging_{kernels}": feed_forward_and_merging(kernels=kernels),
             f"convolutions_{kernels}": convolutions(kernels=kernels),
+            f"embedding_{kernels}": embedding(33, kernels=kernels),
+            f"merging_{kernels}": merging(33, kernels=kernels),
         }
     return found
 

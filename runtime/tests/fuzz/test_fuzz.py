@@ -73,7 +73,7 @@ def replay(start):
 
 
 ENDS = {"ran", "not prepared", "too large to run"}
-GRAPH_KERNELS = {"Pointwise", "FULLY_CONNECTED", *OPERATORS}
+GRAPH_KERNELS = {"Pointwise", "CONV_2D", "FULLY_CONNECTED", "MEAN", *OPERATORS}
 
 
 @pytest.mark.parametrize("target, refuses", [("operator", set(OPERATORS)), ("graph", GRAPH_KERNELS)])
@@ -110,7 +110,7 @@ def replay_named(replay, tmp_path):
 def test_seeds_run(target, make, replay_named):
     """Otherwise fuzzing would begin far from the operators' loops."""
     outcomes = replay_named(target, make())
-    assert set(outcomes.values()) == {"ran"}, outcomes
+    assert {name: outcome for name, outcome in outcomes.items() if outcome != "ran"} == {}
 
 
 def test_what_hosts_let_pass_is_refused(replay_named):

@@ -197,6 +197,48 @@ void MultiplyFloatsAll(const float* values, const float* weights, size_t rows, s
   });
 }
 
+template <typename Simd, int windows, int vectors>
+inline BINARYVIT_INLINE void EmbedTile(const Strips& strips, const float* values, const float* weights, const float* biases,
+                                       size_t units, float* output) {
+  typename Simd::Float sums[windows][vectors];
+  Unroll<vectors>([&](int v) BINARYVIT_INLINE {
+    const auto bias = Simd::Load(biases + v * Simd::kLanes);
+    Unroll<windows>([&](int w) BINARYVIT_INLINE { sums[w][v] = bias; });
+  });
+  for (size_t strip = 0; strip < strips.count; ++strip, values += strips.stride) {
+    for (size_t i = 0; i < strips.width; ++i, weights += units) {
+      typename Simd::Float weight[vectors];
+      Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[v] = Simd::Load(weights + v * Simd::kLanes); });
+      Unroll<windows>([&](int w) BINARYVIT_INLINE {
+        const auto x = Simd::Set(values[w * strips.width + i]);
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[w][v] = Simd::Add(sums[w][v], Simd::Multiply(x, weight[v])); });
+      });
+    }
+  }
+  Unroll<windows>([&](int w) BINARYVIT_INLINE {
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { Simd::Store(output + w * units + v * Simd::kLanes, sums[w][v]); });
+  });
+}
+
+template <typename Isa>
+void EmbedAll(const Strips& strips, size_t windows, const float* weights, const float* biases, size_t units, float* output) {
+  using Simd = typename Isa::Simd;
+  constexpr int vectors = Simd::kLanes < 8 ? 4 : 2;  // more of few lanes, as each value is spread over a vector once for all
+  constexpr size_t block = vectors * Simd::kLanes;
+  ForRowTiles<Isa::Tile::kRows>(windows, [&](size_t first, auto count) {
+    const float* values = strips.values + first * strips.width;
+    float* to = output + first * units;
+    size_t unit = 0;
+    for (; unit + block <= units; unit += block) {
+      EmbedTile<Simd, count, vectors>(strips, values, weights + unit, biases + unit, units, to + unit);
+    }
+    ForLanes<Simd>(units - unit, [&](auto lanes, size_t i) BINARYVIT_INLINE {
+      const size_t u = unit + i;
+      EmbedTile<decltype(lanes), count, 1>(strips, values, weights + u, biases + u, units, to + u);
+    });
+  });
+}
+
 template <typename Simd>
 void DotFoursAll(const float* values, const float* factors, float* sums, size_t count) {
   ForLanes<Simd>(count, [&](auto lanes, size_t i) BINARYVIT_INLINE {

@@ -39,6 +39,7 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           AddAll<Simd>,
           ScaleAll<Simd>,
           MultiplyFloatsAll<Simd>,
+          EmbedAll<Isa>,
           DotFoursAll<Simd>,
           DotEightsAll<Simd>};
 }

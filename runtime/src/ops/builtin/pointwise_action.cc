@@ -12,9 +12,6 @@ Span SpanOf(const float* filter, size_t unit, size_t units, size_t group_channel
   return {unit / (units / groups) * group_channels + first, last - first, unit * group_channels + first};
 }
 
-namespace {
-
-// A constant that has all the data of its shape.
 bool IsConstant(const litert::Tensor* tensor, litert::Type type) {
   if (!tensor || !tensor->dims || tensor->type != type || tensor->allocation != litert::kReadOnlyFile) return false;
   size_t bytes = 4;
@@ -24,6 +21,18 @@ bool IsConstant(const litert::Tensor* tensor, litert::Type type) {
   }
   return tensor->data && tensor->bytes >= bytes && reinterpret_cast<uintptr_t>(tensor->data) % 4 == 0;
 }
+
+bool IsTable(const litert::Tensor* tensor, size_t channels) {
+  return IsConstant(tensor, litert::kFloat32) && tensor->dims->size > 0 && Elements(*tensor) == channels &&
+         static_cast<size_t>(tensor->dims->data[tensor->dims->size - 1]) == channels;
+}
+
+bool HasTable(const NodeView& node, size_t units) {
+  const int inputs = node.InputCount();
+  return inputs == 2 || (inputs == 3 && (node.InputIndex(2) == -1 || IsTable(node.Input(2), units)));
+}
+
+namespace {
 
 bool HasShapeOf(const litert::Tensor& a, const litert::Tensor& b) {
   const auto size = static_cast<size_t>(a.dims->size);
@@ -41,12 +50,6 @@ bool IsBroadcast(const litert::Tensor* tensor, const litert::Tensor& main) {
   return std::memcmp(dims.data + first, main.dims->data + skipped, sizeof(int) * static_cast<size_t>(rank)) == 0;
 }
 
-// A constant with one value for each of the channels.
-bool IsTable(const litert::Tensor* tensor, size_t channels) {
-  return IsConstant(tensor, litert::kFloat32) && tensor->dims->size > 0 && Elements(*tensor) == channels &&
-         static_cast<size_t>(tensor->dims->data[tensor->dims->size - 1]) == channels;
-}
-
 bool ReadMain(const NodeView& node, int index, Action* action) {
   const litert::Tensor* main = node.Input(index);
   if (!IsFloat(main) || main->allocation == litert::kReadOnlyFile || main->dims->size < 1 || main->dims->size > kMaxRank) {
@@ -61,12 +64,6 @@ bool ReadMain(const NodeView& node, int index, Action* action) {
   action->rows = Product(*main->dims, 0, main->dims->size - 1);
   action->channels = action->width = static_cast<size_t>(main->dims->data[main->dims->size - 1]);
   return true;
-}
-
-// A filter of one tap without bias, or with one; both are constants.
-bool HasTable(const NodeView& node, size_t units) {
-  const int inputs = node.InputCount();
-  return inputs == 2 || (inputs == 3 && (node.InputIndex(2) == -1 || IsTable(node.Input(2), units)));
 }
 
 bool ReadDepthwise(const NodeView& node, Action* action) {

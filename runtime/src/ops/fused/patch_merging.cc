@@ -1,4 +1,6 @@
-// BinaryVitPatchMerging: a binary 2x2 convolution of stride 2 with its shortcut, one row of the output at a time.
+// BinaryVitPatchMerging: a binary 2x2 convolution of stride 2 with its shortcut, one row of the output at a time, and an ADD of
+// position embeddings after it.
+#include "ops/builtin/map_sum.h"
 #include "ops/fused/projection.h"
 #include "ops/op.h"
 
@@ -18,6 +20,7 @@ struct PatchMerging {
   bool packed = false;
   Buffer<float> scale, sign_limit;
   PackedProjection projection;
+  MapSum sum;
 
   // For each thread
   Buffer<float> padded;         // a position of the input
@@ -64,17 +67,17 @@ bool PatchMerging::Prepare(const NodeView& node, const Options&) {
     return false;
   }
   if (!Pack(node)) return node.FailForMemory();
-  if (!node.CheckType(node.Output(0), "output", litert::kFloat32)) return false;
-  const int64_t shape[] = {dims[0], dims[1] / 2, dims[2] / 2, static_cast<int64_t>(units)};
-  return node.ResizeOutput(0, shape, 4);
+  return sum.Prepare(node, {dims[0], dims[1] / 2, dims[2] / 2, static_cast<int64_t>(units)});
 }
 
 bool PatchMerging::Invoke(const NodeView& node) {
   const auto* x = static_cast<const float*>(node.Input(0)->data);
-  auto* output = static_cast<float*>(node.Output(0)->data);
+  float* output = sum.Resolve(node);
   const KernelSet& kernels = *node.session.kernels;
   node.session.pool.ParallelFor(batch * height, [&](size_t task, int thread) {
-    RunTask(kernels, x + task * 4 * width * channels, output + task * width * units, thread);
+    const size_t size = width * units;
+    RunTask(kernels, x + task * 4 * width * channels, output + task * size, thread);
+    sum.Add(kernels, task * size, size);
   });
   return true;
 }
