@@ -35,12 +35,13 @@ constexpr BuiltinOperator kBuiltinOperators[] = {
     {kBuiltinConv2d, 6}, {kBuiltinDepthwiseConv2d, 5}, {kBuiltinFullyConnected, 3}, {kBuiltinMean, 1},
 };
 
-std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op) {
+std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op, bool embeds) {
   std::string data;
   for (size_t i = 0; i < op.fields; ++i) {
     auto value = bytes.Take<int32_t>();
     // LiteRT's parser gives a bool.
     if ((op.code == kBuiltinFullyConnected && i == 2) || op.code == kBuiltinMean) value &= 1;
+    if (op.code == kBuiltinConv2d && i == 0 && !embeds) value = kPaddingSame;  // of no patch embedding
     data.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   return data;
@@ -61,7 +62,8 @@ std::vector<int> Indices(Bytes& bytes, size_t most) {
 }  // namespace
 
 Result fuzz::RunGraph(Bytes bytes, bool is_oracle) {
-  Host host{Settings(bytes, is_oracle)};
+  const Settings settings(bytes, is_oracle);
+  Host host{settings};
   const size_t tensors = bytes.Choice(kMaxTensors + 1);
   for (size_t i = 0; i < tensors; ++i) {
     const bool is_constant = bytes.Choice(2) != 0;
@@ -77,7 +79,7 @@ Result fuzz::RunGraph(Bytes bytes, bool is_oracle) {
     const bool has_data = bytes.Choice(2) != 0;
     if (choice < builtin) {
       const BuiltinOperator& op = kBuiltinOperators[choice];
-      const std::string data = has_data ? BuiltinData(bytes, op) : "";
+      const std::string data = has_data ? BuiltinData(bytes, op, settings.embeds) : "";
       const std::vector<int> inputs = Indices(bytes, kMaxInputs);
       host.AddNode(op.code, nullptr, inputs, Indices(bytes, kMaxOutputs), "", has_data ? &data : nullptr);
     } else {

@@ -65,6 +65,11 @@ Settings::Settings(Bytes& bytes, bool is_oracle) {
   const uint8_t choice = bytes.Choice(8);
   threads = choice < 6 ? 1 : choice - 4;
   switches = bytes.Take<uint8_t>();
+#if defined(__x86_64__)
+  embeds = std::strcmp(kernels, "sse") != 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  embeds = true;
+#endif
   if (is_oracle) kernels = "scalar", threads = 1;
 }
 

@@ -17,6 +17,7 @@ struct Simd {
   using Int = int32x4_t;
   using Mask = uint32x4_t;
   static constexpr size_t kLanes = binaryvit::kLanes;
+  static constexpr bool kHasMultiplyAdd = true;
 
   static Float Load(const float* from) { return vld1q_f32(from); }
   static Int Load(const int32_t* from) { return vld1q_s32(from); }
@@ -28,6 +29,7 @@ struct Simd {
   static Int Add(Int a, Int b) { return vaddq_s32(a, b); }
   static Int Subtract(Int a, Int b) { return vsubq_s32(a, b); }
   static Float Multiply(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float MultiplyAdd(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static Int Min(Int a, Int b) { return vminq_s32(a, b); }
   static Int Max(Int a, Int b) { return vmaxq_s32(a, b); }
   static Float ToFloat(Int x) { return vcvtq_f32_s32(x); }

@@ -84,6 +84,7 @@ struct OneLane {
   static Float Set(float x) { return x; }
   static Float Add(Float a, Float b) { return a + b; }
   static Float Multiply(Float a, Float b) { return a * b; }
+  static Float MultiplyAdd(Float a, Float b, Float c) { return __builtin_fmaf(a, b, c); }
   static Float Prelu(Float x, Float slope) { return x < 0 ? x * slope : x; }
   static void Deinterleave(Float a, Float b, Float* even, Float* odd) { *even = a, *odd = b; }
   static void Store(float* to, Float x) { *to = x; }
@@ -211,7 +212,7 @@ inline BINARYVIT_INLINE void EmbedTile(const Strips& strips, const float* values
       Unroll<vectors>([&](int v) BINARYVIT_INLINE { weight[v] = Simd::Load(weights + v * Simd::kLanes); });
       Unroll<windows>([&](int w) BINARYVIT_INLINE {
         const auto x = Simd::Set(values[w * strips.width + i]);
-        Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[w][v] = Simd::Add(sums[w][v], Simd::Multiply(x, weight[v])); });
+        Unroll<vectors>([&](int v) BINARYVIT_INLINE { sums[w][v] = Simd::MultiplyAdd(x, weight[v], sums[w][v]); });
       });
     }
   }

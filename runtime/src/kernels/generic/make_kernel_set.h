@@ -11,6 +11,15 @@
 namespace binaryvit {
 
 template <typename Isa>
+constexpr decltype(KernelSet::embed) EmbedOf() {
+  if constexpr (Isa::Simd::kHasMultiplyAdd) {
+    return EmbedAll<Isa>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <typename Isa>
 constexpr KernelSet MakeKernelSet(const char* name) {
   using Tile = typename Isa::Tile;
   using Simd = typename Isa::Simd;
@@ -39,7 +48,7 @@ constexpr KernelSet MakeKernelSet(const char* name) {
           AddAll<Simd>,
           ScaleAll<Simd>,
           MultiplyFloatsAll<Simd>,
-          EmbedAll<Isa>,
+          EmbedOf<Isa>(),
           DotFoursAll<Simd>,
           DotEightsAll<Simd>};
 }

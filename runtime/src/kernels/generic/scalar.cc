@@ -43,6 +43,7 @@ struct Simd {
   using Int = int32_t;
   using Mask = bool;
   static constexpr size_t kLanes = 1;
+  static constexpr bool kHasMultiplyAdd = true;
 
   static Float Load(const float* from) { return *from; }
   static Int Load(const int32_t* from) { return *from; }
@@ -54,6 +55,8 @@ struct Simd {
   static Int Add(Int a, Int b) { return a + b; }
   static Int Subtract(Int a, Int b) { return a - b; }
   static Float Multiply(Float a, Float b) { return a * b; }
+  // a * b + c, rounded once; only where kHasMultiplyAdd.
+  static Float MultiplyAdd(Float a, Float b, Float c) { return __builtin_fmaf(a, b, c); }
   static Int Min(Int a, Int b) { return a < b ? a : b; }
   static Int Max(Int a, Int b) { return a > b ? a : b; }
   static Float ToFloat(Int x) { return static_cast<float>(x); }

@@ -12,6 +12,7 @@ struct Simd {
   using Int = __m256i;
   using Mask = __m256;  // its top bits
   static constexpr size_t kLanes = 8;
+  static constexpr bool kHasMultiplyAdd = true;
 
   static Float Load(const float* from) { return _mm256_loadu_ps(from); }
   static Int Load(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -23,6 +24,7 @@ struct Simd {
   static Int Add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int Subtract(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Float Multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float MultiplyAdd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Int Min(Int a, Int b) { return _mm256_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm256_cvtepi32_ps(x); }

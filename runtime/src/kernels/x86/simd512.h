@@ -14,6 +14,7 @@ struct Simd {
   using Int = __m512i;
   using Mask = __mmask16;
   static constexpr size_t kLanes = 16;
+  static constexpr bool kHasMultiplyAdd = true;
 
   static Float Load(const float* from) { return _mm512_loadu_ps(from); }
   static Int Load(const int32_t* from) { return _mm512_loadu_si512(from); }
@@ -25,6 +26,7 @@ struct Simd {
   static Int Add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int Subtract(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Float Multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float MultiplyAdd(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Int Min(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static Int Max(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Float ToFloat(Int x) { return _mm512_cvtepi32_ps(x); }

@@ -14,6 +14,7 @@ struct Simd {
   using Int = __m128i;
   using Mask = __m128;  // its top bits
   static constexpr size_t kLanes = 4;
+  static constexpr bool kHasMultiplyAdd = false;
 
   static Float Load(const float* from) { return _mm_loadu_ps(from); }
   static Int Load(const int32_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }

@@ -1,10 +1,8 @@
-// LiteRT's CONV_2D of windows next to each other in an image: a patch embedding. XNNPACK rounds sums of products as the
-// processor's kernels do; here they are the same bits everywhere. With more channels than an image has, its fused
-// multiply-adds are worth more.
+// LiteRT's CONV_2D of windows next to each other in an image: a patch embedding. XNNPACK isn't fast for as few channels, and
+// rounds as its kernels for a processor do.
 //
-// A sum begins with the bias and takes the products of a window row by row, from left to right, each rounded.
-#include <cstring>
-
+// A sum begins with the bias and takes the products of a window row by row, from left to right, by fused multiply-adds. On a
+// processor without them it stays with the host.
 #include "ops/builtin/clamp.h"
 #include "ops/builtin/map_sum.h"
 #include "ops/builtin/pointwise_action.h"
@@ -32,13 +30,13 @@ struct PatchEmbedding {
   MapSum sum;
   bool packed = false;
   Buffer<float> weights;  // of all units for each value of a window
-  Buffer<float> biases;
 };
 
 bool PatchEmbedding::Supports(const NodeView& node) {
   const auto* params = static_cast<const litert::ConvParams*>(node.BuiltinData());
-  if (!params || params->padding != litert::kPaddingValid || params->dilation_width != 1 || params->dilation_height != 1 ||
-      !Clamp().Read(params->activation) || node.InputCount() < 2 || node.OutputCount() != 1) {
+  if (!node.session.kernels->embed || !params || params->padding != litert::kPaddingValid ||
+      params->dilation_width != 1 || params->dilation_height != 1 || !Clamp().Read(params->activation) ||
+      node.InputCount() != 3 || node.OutputCount() != 1) {
     return false;
   }
   const litert::Tensor* image = node.Input(0);
@@ -49,11 +47,11 @@ bool PatchEmbedding::Supports(const NodeView& node) {
   }
   const int* sizes = filter->dims->data;
   return sizes[1] == params->stride_height && sizes[2] == params->stride_width && sizes[3] <= kMaxChannels &&
-         sizes[3] == image->dims->data[3] && HasTable(node, static_cast<size_t>(sizes[0]));
+         sizes[3] == image->dims->data[3] && IsTable(node.Input(2), static_cast<size_t>(sizes[0]));
 }
 
 bool PatchEmbedding::Prepare(const NodeView& node, const Options&) {
-  if (!node.CheckCounts(node.InputCount() == 3 ? 3 : 2, 1)) return false;
+  if (!node.CheckCounts(3, 1)) return false;
   const litert::Tensor* image = node.Input(0);
   if (!node.CheckType(image, "input", litert::kFloat32) || !node.CheckRank(image, "input", 4)) return false;
   const int* sizes = node.Input(1)->dims->data;
@@ -73,14 +71,11 @@ bool PatchEmbedding::Prepare(const NodeView& node, const Options&) {
   clamp.Read(static_cast<const litert::ConvParams*>(node.BuiltinData())->activation);
   if (!packed) {
     const size_t depth = taps * tap_width;
-    packed = weights.Resize(depth * units) && biases.Resize(units);
+    packed = weights.Resize(depth * units);
     if (!packed) return node.FailForMemory();
     const auto* filter = static_cast<const float*>(node.Input(1)->data);
     for (size_t unit = 0; unit < units; ++unit) {
       for (size_t k = 0; k < depth; ++k) weights[k * units + unit] = filter[unit * depth + k];
-    }
-    if (node.InputCount() == 3 && node.HasInput(2)) {
-      std::memcpy(biases.data(), node.Input(2)->data, units * sizeof(float));
     }
   }
   return sum.Prepare(node, {dims[0], dims[1] / sizes[1], dims[2] / sizes[2], sizes[0]});
@@ -88,6 +83,7 @@ bool PatchEmbedding::Prepare(const NodeView& node, const Options&) {
 
 bool PatchEmbedding::Invoke(const NodeView& node) {
   const auto* images = static_cast<const float*>(node.Input(0)->data);
+  const auto* biases = static_cast<const float*>(node.Input(2)->data);
   float* output = sum.Resolve(node);
   const KernelSet& kernels = *node.session.kernels;
   const size_t tasks_per_row = (width + kPositionsPerTask - 1) / kPositionsPerTask;
@@ -97,7 +93,7 @@ bool PatchEmbedding::Invoke(const NodeView& node) {
     const size_t place = (row * width + x) * units;
     const Strips strips = {images + row / height * image_size + row % height * taps * image_width + x * tap_width, taps,
                            image_width, tap_width};
-    kernels.embed(strips, count, weights.data(), biases.data(), units, output + place);
+    kernels.embed(strips, count, weights.data(), biases, units, output + place);
     clamp.Apply(output + place, count * units);
     sum.Add(kernels, place, count * units);
   });

@@ -27,11 +27,6 @@ bool IsTable(const litert::Tensor* tensor, size_t channels) {
          static_cast<size_t>(tensor->dims->data[tensor->dims->size - 1]) == channels;
 }
 
-bool HasTable(const NodeView& node, size_t units) {
-  const int inputs = node.InputCount();
-  return inputs == 2 || (inputs == 3 && (node.InputIndex(2) == -1 || IsTable(node.Input(2), units)));
-}
-
 namespace {
 
 bool HasShapeOf(const litert::Tensor& a, const litert::Tensor& b) {
@@ -64,6 +59,12 @@ bool ReadMain(const NodeView& node, int index, Action* action) {
   action->rows = Product(*main->dims, 0, main->dims->size - 1);
   action->channels = action->width = static_cast<size_t>(main->dims->data[main->dims->size - 1]);
   return true;
+}
+
+// A filter of one tap without bias, or with one; both are constants.
+bool HasTable(const NodeView& node, size_t units) {
+  const int inputs = node.InputCount();
+  return inputs == 2 || (inputs == 3 && (node.InputIndex(2) == -1 || IsTable(node.Input(2), units)));
 }
 
 bool ReadDepthwise(const NodeView& node, Action* action) {

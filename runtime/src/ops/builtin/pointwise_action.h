@@ -35,9 +35,6 @@ bool IsConstant(const litert::Tensor* tensor, litert::Type type);
 // A constant with one value for each of the channels.
 bool IsTable(const litert::Tensor* tensor, size_t channels);
 
-// Whether the bias of a convolution is a constant with one value for each unit, or left out.
-bool HasTable(const NodeView& node, size_t units);
-
 // Sets the action of a node. False if the node does anything else.
 bool Describe(const NodeView& node, Action* action);
 
