@@ -98,8 +98,8 @@ class Network:
         for y in range(tall):
             for x in range(wide):
                 for channel in range(windows.shape[-1]):
-                    product = windows[:, :, y, :, x, channel, None].astype(np.longdouble) * c["filters"][:, y, x, channel]
-                    embedded = (embedded + product).astype(np.float32)  # fused: a longdouble has bits enough
+                    values = windows[:, :, y, :, x, channel, None].astype(np.longdouble)  # has bits enough for a fused
+                    embedded = (values * c["filters"][:, y, x, channel] + embedded).astype(np.float32)
         if activation == RELU:
             embedded = np.where(embedded < 0, np.float32(0), embedded)
         embedded = embedded if known is None else known
@@ -173,6 +173,13 @@ def test_sums_whose_terms_are_outputs_too(outputs, num_threads, kernels):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_numbers_that_are_none(kernels):
     check(Network(patches=(2, 4), inputs_of=special), ("embedded", "placed", "merged", "logits"), kernels=kernels)
+
+
+def test_numbers_at_the_ends_of_floats(kernels):
+    def scaled(rng, x):
+        return (x * 10 ** rng.uniform(-45, 30, x.shape)).astype(np.float32)
+
+    check(Network(patches=(4, 4), inputs_of=scaled), ("embedded", "logits"), kernels=kernels)
 
 
 def test_batches_of_any_size():
