@@ -161,6 +161,10 @@ void* InitKernel(Context* context, const char* buffer, size_t) {
   return NewKernel(context, *params, type ? type : &kPointwise);  // an ADD that the host has parted from its MapSum
 }
 
+void* InitHead(Context* context, const char* buffer, size_t) {
+  return NewKernel(context, *reinterpret_cast<const litert::DelegateParams*>(buffer), &kHead);
+}
+
 void* InitPointwise(Context* context, const char* buffer, size_t) {
   return NewKernel(context, *reinterpret_cast<const litert::DelegateParams*>(buffer), &kPointwise);
 }
@@ -328,15 +332,15 @@ Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Pla
   return status;
 }
 
-// Whether the delegate replaces a builtin node by itself: a product of two computed tensors or, in a graph of fused operators,
-// what comes before and after them, so that whole networks give the same bits everywhere.
-bool Replaces(Context* context, BinaryVitDelegate* delegate, const Plan& plan, const OpType& op, const Node& node,
-              const Registration& registration) {
-  if (!Supports(context, delegate, op, node, registration)) return false;
-  if (&op != &kFullyConnected) return plan.is_fused;
-  const int input = node.inputs->data[0], weights = node.inputs->data[1];
-  if (IsTensor(weights, plan.computed) && plan.computed[static_cast<size_t>(weights)]) return true;
-  return plan.is_fused && context->tensors[input].dims->size == 2;
+// The operator for a builtin node, or null for the host's own: a product of two computed tensors or, in a graph of fused
+// operators, what comes before and after them, so that whole networks give the same bits everywhere.
+const OpType* ChooseBuiltin(Context* context, BinaryVitDelegate* delegate, const Plan& plan, const OpType* op,
+                            const Node& node, const Registration& registration) {
+  const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
+  const bool is_computed = IsTensor(weights, plan.computed) && plan.computed[static_cast<size_t>(weights)];
+  if (op == &kFullyConnected && !is_computed) op = &kHead;
+  const bool is_wanted = op == &kFullyConnected || plan.is_fused;
+  return is_wanted && Supports(context, delegate, *op, node, registration) ? op : nullptr;
 }
 
 // Whether the node after one adds a constant map to what that computes.
@@ -359,10 +363,11 @@ Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const P
   const bool ok = ForNodes(context, *plan.nodes, [&](size_t i, const Node& node, const Registration& registration) {
     const OpType* op = FindOp(registration);
     if (!op || plan.pointwise[i]) return true;
-    if (op->supports && !Replaces(context, delegate, plan, *op, node, registration)) return true;
+    if (op->supports) op = ChooseBuiltin(context, delegate, plan, op, node, registration);
+    if (!op) return true;
     nodes->size = HasMapSum(context, delegate, plan, i, *op, node, registration) ? 2 : 1;
     std::memcpy(nodes->data, plan.nodes->data + i, sizeof(int) * static_cast<size_t>(nodes->size));
-    const Registration kernel = KernelRegistration(*op, InitKernel);
+    const Registration kernel = KernelRegistration(*op, op == &kHead ? InitHead : InitKernel);
     return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate) == litert::kOk;
   });
   std::free(nodes);

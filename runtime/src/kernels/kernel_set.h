@@ -195,8 +195,9 @@ struct KernelSet {
   void (*multiply_floats)(const float* values, const float* weights, size_t rows, size_t units, size_t depth,
                           float* output, size_t stride);
   // output[window][unit] = biases[unit] + its values * weights[value][unit], strip by strip, from left to right, by fused
-  // multiply-adds; the output and the weights without gaps. Null where the processor has none.
-  void (*embed)(const Strips&, size_t windows, const float* weights, const float* biases, size_t units, float* output);
+  // multiply-adds; `stride` values from one window's output to the next. Null where the processor has none.
+  void (*embed)(const Strips&, size_t windows, const float* weights, const float* biases, size_t units, float* output,
+                size_t stride);
   // sums[i] = the products of the four values and factors from 4 * i on; those of eight have terms i and i + 4 added first.
   void (*dot_fours)(const float* values, const float* factors, float* sums, size_t count);
   void (*dot_eights)(const float* values, const float* factors, float* sums, size_t count);

@@ -140,7 +140,7 @@ constexpr OpType MakeBuiltinOpType(const char* name, int builtin_code) {
 
 extern const OpType kLceQuantize, kLceDequantize, kLceBconv2d, kLceBMaxPool2d;
 extern const OpType kAttention, kFeedForward, kPatchMerging, kPooling;
-extern const OpType kFullyConnected, kGlobalMean, kPatchEmbedding, kPointwise;
+extern const OpType kFullyConnected, kGlobalMean, kHead, kPatchEmbedding, kPointwise;
 
 static inline bool IsFloat(const litert::Tensor* tensor) {
   return tensor && tensor->dims && tensor->type == litert::kFloat32;

@@ -200,7 +200,7 @@ void MultiplyFloatsAll(const float* values, const float* weights, size_t rows, s
 
 template <typename Simd, int windows, int vectors>
 inline BINARYVIT_INLINE void EmbedTile(const Strips& strips, const float* values, const float* weights, const float* biases,
-                                       size_t units, float* output) {
+                                       size_t units, float* output, size_t stride) {
   typename Simd::Float sums[windows][vectors];
   Unroll<vectors>([&](int v) BINARYVIT_INLINE {
     const auto bias = Simd::Load(biases + v * Simd::kLanes);
@@ -217,25 +217,26 @@ inline BINARYVIT_INLINE void EmbedTile(const Strips& strips, const float* values
     }
   }
   Unroll<windows>([&](int w) BINARYVIT_INLINE {
-    Unroll<vectors>([&](int v) BINARYVIT_INLINE { Simd::Store(output + w * units + v * Simd::kLanes, sums[w][v]); });
+    Unroll<vectors>([&](int v) BINARYVIT_INLINE { Simd::Store(output + w * stride + v * Simd::kLanes, sums[w][v]); });
   });
 }
 
 template <typename Isa>
-void EmbedAll(const Strips& strips, size_t windows, const float* weights, const float* biases, size_t units, float* output) {
+void EmbedAll(const Strips& strips, size_t windows, const float* weights, const float* biases, size_t units, float* output,
+              size_t stride) {
   using Simd = typename Isa::Simd;
   constexpr int vectors = Simd::kLanes < 8 ? 4 : 2;  // more of few lanes, as each value is spread over a vector once for all
   constexpr size_t block = vectors * Simd::kLanes;
   ForRowTiles<Isa::Tile::kRows>(windows, [&](size_t first, auto count) {
     const float* values = strips.values + first * strips.width;
-    float* to = output + first * units;
+    float* to = output + first * stride;
     size_t unit = 0;
     for (; unit + block <= units; unit += block) {
-      EmbedTile<Simd, count, vectors>(strips, values, weights + unit, biases + unit, units, to + unit);
+      EmbedTile<Simd, count, vectors>(strips, values, weights + unit, biases + unit, units, to + unit, stride);
     }
     ForLanes<Simd>(units - unit, [&](auto lanes, size_t i) BINARYVIT_INLINE {
       const size_t u = unit + i;
-      EmbedTile<decltype(lanes), count, 1>(strips, values, weights + u, biases + u, units, to + u);
+      EmbedTile<decltype(lanes), count, 1>(strips, values, weights + u, biases + u, units, to + u, stride);
     });
   });
 }

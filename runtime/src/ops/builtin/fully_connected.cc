@@ -1,4 +1,4 @@
-// LiteRT's FULLY_CONNECTED: the product of two activations, as in an attention of LCE's graphs, or a network's head.
+// LiteRT's FULLY_CONNECTED with computed weights: the product of two activations, as in an attention of LCE's graphs.
 // In a binary network each operand holds two values: +-1, or 0 and a constant. The graph doesn't say so, so the operator
 // checks the data: it packs rows that hold two values into bits and multiplies those. It multiplies all others as floats.
 //
@@ -19,7 +19,6 @@ namespace {
 
 constexpr size_t kRowsPerTask = 64;
 constexpr size_t kRowAlignment = 8;                // rows of the largest tile
-constexpr size_t kUnitAlignment = 8;               // units of the largest tile of real numbers
 constexpr size_t kScratchWords = size_t{1} << 17;  // half a megabyte
 constexpr size_t kChunkWords = 32;                 // of values that are packed in one go
 constexpr size_t kChunk = kChunkWords * kBitsPerWord;
@@ -70,16 +69,14 @@ struct FullyConnected {
   bool ChooseValues(const float* input);
   void Pack(const KernelSet& kernels, const float* values, size_t count, Pair pair, uint32_t* stream,
             uint32_t* bits) const;
-  void MultiplyReals(const KernelSet& kernels, const float* values, size_t count, const float* weights, const float* bias,
-                     size_t unit_count, float* output) const;
-  void Finish(size_t count, const uint32_t* bits, const float* bias, size_t unit_count, float* output) const;
+  void Finish(size_t count, const uint32_t* bits, const float* bias, float* output) const;
 
   size_t Words() const { return WordsFor(depth); }
   bool IsWhole() const { return depth % kBitsPerWord == 0; }
 
   // Shapes.
   size_t rows = 0, units = 0, depth = 0;
-  size_t rows_per_task = 0, units_per_task = 0;  // all units of operands with two values
+  size_t rows_per_task = 0;
   Clamp clamp;
 
   // Of one run.
@@ -98,7 +95,7 @@ bool HasNoZero(const litert::IntArray& dims) {
   return true;
 }
 
-// LiteRT keeps other types and other activations.
+// LiteRT keeps other types and other activations; constant weights are a head's, or LiteRT's.
 bool FullyConnected::Supports(const NodeView& node) {
   const auto* params = static_cast<const litert::FullyConnectedParams*>(node.BuiltinData());
   const int inputs = node.InputCount();
@@ -167,8 +164,6 @@ bool FullyConnected::Reserve(const NodeView& node) {
     if (share < rows_per_task) rows_per_task = share;
   }
   while (rows_per_task > kRowAlignment && rows_per_task * Words() > kScratchWords) rows_per_task /= 2;
-  units_per_task = units;
-  if (rows <= rows_per_task) units_per_task = RoundUp(units / threads + 1, kUnitAlignment);
 
   // Each stream has one more word, because rows are extracted two words at a time.
   const size_t tiled = RoundUp(units, kernels.unit_tile);
@@ -252,24 +247,15 @@ bool FullyConnected::Invoke(const NodeView& node) {
   auto* output = static_cast<float*>(node.Output(0)->data);
   const KernelSet& kernels = *node.session.kernels;
 
-  const bool is_constant = node.Input(1)->allocation == litert::kReadOnlyFile;  // a head's, which has real weights
-  if (is_constant || !PackUnits(kernels, weights) || !ChooseValues(input)) {
-    const size_t unit_tasks = (units + units_per_task - 1) / units_per_task;
-    node.session.pool.ParallelFor((rows + rows_per_task - 1) / rows_per_task * unit_tasks, [&](size_t task, int) {
-      const size_t first = task / unit_tasks * rows_per_task, unit = task % unit_tasks * units_per_task;
-      const size_t count = rows - first < rows_per_task ? rows - first : rows_per_task;
-      const size_t unit_count = units - unit < units_per_task ? units - unit : units_per_task;
-      MultiplyReals(kernels, input + first * depth, count, weights + unit * depth, bias ? bias + unit : nullptr, unit_count,
-                    output + first * units + unit);
-    });
-    return true;
-  }
-  const double a = row_values.high, b = row_values.low, c = unit_values.high, d = unit_values.low;
-  row_factor = static_cast<float>((b - a) * (c + d) / 2);
-  for (size_t unit = 0; unit < units; ++unit) {
-    const auto set = static_cast<double>(CountBits(unit_bits.data() + unit * Words(), Words()));
-    multiplier[unit] = static_cast<float>((b - a) * (d - c) / -2);
-    bias_of_unit[unit] = static_cast<float>(static_cast<double>(depth) * a * c + set * (d - c) * (a + b) / 2);
+  const bool has_pairs = PackUnits(kernels, weights) && ChooseValues(input);
+  if (has_pairs) {
+    const double a = row_values.high, b = row_values.low, c = unit_values.high, d = unit_values.low;
+    row_factor = static_cast<float>((b - a) * (c + d) / 2);
+    for (size_t unit = 0; unit < units; ++unit) {
+      const auto set = static_cast<double>(CountBits(unit_bits.data() + unit * Words(), Words()));
+      multiplier[unit] = static_cast<float>((b - a) * (d - c) / -2);
+      bias_of_unit[unit] = static_cast<float>(static_cast<double>(depth) * a * c + set * (d - c) * (a + b) / 2);
+    }
   }
   const Weights packed_weights = {packed.data(), units, Words()};
   const Affine affine = {multiplier.data(), bias_of_unit.data(), false, 0, 0};
@@ -278,35 +264,30 @@ bool FullyConnected::Invoke(const NodeView& node) {
     const size_t count = rows - first < rows_per_task ? rows - first : rows_per_task;
     const float* values = input + first * depth;
     float* to = output + first * units;
-    if (HoldsOnly(values, count * depth, row_values)) {
+    if (has_pairs && HoldsOnly(values, count * depth, row_values)) {
       Scratch& own = scratch[thread];
       Pack(kernels, values, count, row_values, own.stream.data(), own.bits.data());
       kernels.multiply({own.bits.data(), Words(), count}, packed_weights, affine, to, units);
-      Finish(count, row_factor != 0 ? own.bits.data() : nullptr, bias, units, to);
+      Finish(count, row_factor != 0 ? own.bits.data() : nullptr, bias, to);
     } else {
-      MultiplyReals(kernels, values, count, weights, bias, units, to);
+      kernels.multiply_floats(values, weights, count, units, depth, to, units);
+      Finish(count, nullptr, bias, to);
     }
   });
   return true;
 }
 
-void FullyConnected::MultiplyReals(const KernelSet& kernels, const float* values, size_t count, const float* weights,
-                                   const float* bias, size_t unit_count, float* output) const {
-  kernels.multiply_floats(values, weights, count, unit_count, depth, output, units);
-  Finish(count, nullptr, bias, unit_count, output);
-}
-
-// Adds the term of each row's bits and the bias, if any, and applies the activation, to the first units of rows.
-void FullyConnected::Finish(size_t count, const uint32_t* bits, const float* bias, size_t unit_count,
-                            float* output) const {
-  for (size_t row = 0; row < count; ++row, output += units) {
+// Adds the term of each row's bits and the bias, if any, and applies the activation.
+void FullyConnected::Finish(size_t count, const uint32_t* bits, const float* bias, float* output) const {
+  for (size_t row = 0; row < count && (bits || bias); ++row) {
+    float* to = output + row * units;
     if (bits) {
       const float term = static_cast<float>(CountBits(bits + row * Words(), Words())) * row_factor;
-      for (size_t unit = 0; unit < unit_count; ++unit) output[unit] += term;
+      for (size_t unit = 0; unit < units; ++unit) to[unit] += term;
     }
-    for (size_t unit = 0; bias && unit < unit_count; ++unit) output[unit] += bias[unit];
-    clamp.Apply(output, unit_count);
+    for (size_t unit = 0; bias && unit < units; ++unit) to[unit] += bias[unit];
   }
+  clamp.Apply(output, count * units);
 }
 
 }  // namespace

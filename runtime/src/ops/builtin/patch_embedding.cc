@@ -6,6 +6,7 @@
 #include "ops/builtin/clamp.h"
 #include "ops/builtin/map_sum.h"
 #include "ops/builtin/pointwise_action.h"
+#include "ops/builtin/real_weights.h"
 #include "ops/op.h"
 
 namespace binaryvit {
@@ -21,7 +22,6 @@ struct PatchEmbedding {
 
  private:
   size_t batch = 0, height = 0, width = 0;  // of the output
-  size_t units = 0;
   size_t image_size = 0;   // values
   size_t image_width = 0;  // of a row
   size_t taps = 0;         // rows of a window
@@ -29,7 +29,7 @@ struct PatchEmbedding {
   Clamp clamp;
   MapSum sum;
   bool packed = false;
-  Buffer<float> weights;  // of all units for each value of a window
+  RealWeights weights;
 };
 
 bool PatchEmbedding::Supports(const NodeView& node) {
@@ -63,39 +63,34 @@ bool PatchEmbedding::Prepare(const NodeView& node, const Options&) {
   batch = static_cast<size_t>(dims[0]);
   height = static_cast<size_t>(dims[1] / sizes[1]);
   width = static_cast<size_t>(dims[2] / sizes[2]);
-  units = static_cast<size_t>(sizes[0]);
   image_size = Product(*image->dims, 1, 4);
   image_width = Product(*image->dims, 2, 4);
   taps = static_cast<size_t>(sizes[1]);
   tap_width = static_cast<size_t>(sizes[2]) * static_cast<size_t>(sizes[3]);
   clamp.Read(static_cast<const litert::ConvParams*>(node.BuiltinData())->activation);
   if (!packed) {
-    const size_t depth = taps * tap_width;
-    packed = weights.Resize(depth * units);
+    packed = weights.Resize(static_cast<size_t>(sizes[0]), taps * tap_width);
     if (!packed) return node.FailForMemory();
-    const auto* filter = static_cast<const float*>(node.Input(1)->data);
-    for (size_t unit = 0; unit < units; ++unit) {
-      for (size_t k = 0; k < depth; ++k) weights[k * units + unit] = filter[unit * depth + k];
-    }
+    weights.Pack(static_cast<const float*>(node.Input(1)->data), static_cast<const float*>(node.Input(2)->data));
   }
   return sum.Prepare(node, {dims[0], dims[1] / sizes[1], dims[2] / sizes[2], sizes[0]});
 }
 
 bool PatchEmbedding::Invoke(const NodeView& node) {
   const auto* images = static_cast<const float*>(node.Input(0)->data);
-  const auto* biases = static_cast<const float*>(node.Input(2)->data);
   float* output = sum.Resolve(node);
   const KernelSet& kernels = *node.session.kernels;
   const size_t tasks_per_row = (width + kPositionsPerTask - 1) / kPositionsPerTask;
   node.session.pool.ParallelFor(batch * height * tasks_per_row, [&](size_t task, int) {
     const size_t row = task / tasks_per_row, x = task % tasks_per_row * kPositionsPerTask;
     const size_t count = width - x < kPositionsPerTask ? width - x : kPositionsPerTask;
-    const size_t place = (row * width + x) * units;
+    const size_t place = (row * width + x) * weights.units();
     const Strips strips = {images + row / height * image_size + row % height * taps * image_width + x * tap_width, taps,
                            image_width, tap_width};
-    kernels.embed(strips, count, weights.data(), biases, units, output + place);
-    clamp.Apply(output + place, count * units);
-    sum.Add(kernels, place, count * units);
+    for (size_t block = 0; block < weights.blocks(); ++block) {
+      weights.Multiply(kernels, strips, count, block, clamp, output + place);
+    }
+    sum.Add(kernels, place, count * weights.units());
   });
   return true;
 }
