@@ -41,7 +41,9 @@ std::string BuiltinData(Bytes& bytes, const BuiltinOperator& op, bool embeds) {
     auto value = bytes.Take<int32_t>();
     // LiteRT's parser gives a bool.
     if ((op.code == kBuiltinFullyConnected && i == 2) || op.code == kBuiltinMean) value &= 1;
-    if (op.code == kBuiltinConv2d && i == 0 && !embeds) value = kPaddingSame;  // of no patch embedding
+    // Of no patch embedding, and of no head.
+    if (op.code == kBuiltinConv2d && i == 0 && !embeds) value = kPaddingSame;
+    if (op.code == kBuiltinFullyConnected && i == 1 && !embeds) value = 1;
     data.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   return data;

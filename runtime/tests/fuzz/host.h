@@ -65,7 +65,7 @@ struct Settings {
   const char* kernels;
   int threads;
   uint8_t switches;
-  bool embeds;  // whether these kernels run patch embeddings, as the oracle's do
+  bool embeds;  // whether these kernels run patch embeddings and heads, as the oracle's do
 };
 
 // What became of a graph: what the delegate said, or how far it came, and the values of all tensors after each inference.
