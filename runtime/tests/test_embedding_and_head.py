@@ -17,6 +17,11 @@ SAME, VALID = 0, 1
 OPERATORS = ["CONV_2D", "BinaryVitPooling", "BinaryVitPatchMerging", "MEAN", "FULLY_CONNECTED"]
 
 
+def multiply_add(a, b, total):
+    """Returns a * b + total, rounded once: a product is exact in a longdouble, and the sum has bits to spare."""
+    return (a.astype(np.longdouble) * b + total).astype(np.float32)
+
+
 class Network:
     """A patch embedding, a layer that keeps its values, a merging and a head; each test changes what it is about.
 
@@ -98,8 +103,8 @@ class Network:
         for y in range(tall):
             for x in range(wide):
                 for channel in range(windows.shape[-1]):
-                    values = windows[:, :, y, :, x, channel, None].astype(np.longdouble)  # has bits enough for a fused
-                    embedded = (values * c["filters"][:, y, x, channel] + embedded).astype(np.float32)
+                    values = windows[:, :, y, :, x, channel, None]
+                    embedded = multiply_add(values, c["filters"][:, y, x, channel], embedded)
         if activation == RELU:
             embedded = np.where(embedded < 0, np.float32(0), embedded)
         embedded = embedded if known is None else known
@@ -118,9 +123,9 @@ class Network:
         pooled = pooled / np.float32(rows.shape[1])
         logits = np.broadcast_to(c["class_bias"], (batch, len(c["class_bias"])))
         for k in range(self.units):
-            values = pooled[:, k, None].astype(np.longdouble)
-            logits = (values * c["weights"][:, k] + logits).astype(np.float32)
-        return locals()
+            logits = multiply_add(pooled[:, k, None], c["weights"][:, k], logits)
+        names = "embedded placed merged last pooled logits".split()
+        return dict(zip(names, (embedded, placed, merged, last, pooled, logits), strict=True))
 
 
 def check(network, outputs=("logits",), activation=NONE, ran=OPERATORS, kernels=None, **how):

@@ -53,13 +53,7 @@ float* MapSum::Resolve(const NodeView& node) {
 }
 
 void MapSum::Add(const KernelSet& kernels, size_t first, size_t count) const {
-  if (!constant_) return;
-  for (size_t end = first + count; first < end;) {
-    const size_t place = first % size_, left = size_ - place;
-    const size_t here = end - first < left ? end - first : left;
-    kernels.add(computed_ + first, constant_ + place, nullptr, output_ + first, here);
-    first += here;
-  }
+  if (constant_) kernels.add(computed_ + first, constant_ + first % size_, nullptr, output_ + first, count);
 }
 
 }  // namespace binaryvit

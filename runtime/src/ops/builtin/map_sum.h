@@ -18,7 +18,7 @@ class MapSum {
   // Reads where the tensors are, which hosts may change between runs. Returns where the operator has to write.
   float* Resolve(const NodeView& node);
 
-  // Adds the constant to `count` values of the operator, from the first one on.
+  // Adds the constant to `count` values of the operator, from the first one on, all of one map.
   void Add(const KernelSet& kernels, size_t first, size_t count) const;
 
  private:
