@@ -40,6 +40,9 @@ def say(title, action):
     text = "no error" if happened is None else f"{type(happened).__name__}: {' '.join(str(happened).split())}"
     text = text.removeprefix("SystemExit: ")
     text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "FOLDER", re.sub(r"\x1b\[\d+m", "", text))
+    # What TensorFlow says around an assertion of its graph, and how it quotes that, depends on which thread is first.
+    if assertion := re.search(r"Graph execution error: .*?(assertion failed: \[.*?\])", text):
+        text = text[: assertion.start()] + "... " + re.sub(r"\\+'", "'", assertion[1]) + " ..."
     print(f"* **{title}**<br>\n  `` {text[:400]} ``")
 
 
