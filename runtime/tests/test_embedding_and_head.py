@@ -17,6 +17,12 @@ SAME, VALID = 0, 1
 OPERATORS = ["CONV_2D", "BinaryVitPooling", "BinaryVitPatchMerging", "MEAN", "FULLY_CONNECTED"]
 
 
+@pytest.fixture(autouse=True)
+def scalar(monkeypatch):
+    """The kernels of tests that don't take `kernels`: the processor's best may be SSE, which leaves much to LiteRT."""
+    monkeypatch.setenv("BINARYVIT_KERNELS", "scalar")
+
+
 def multiply_add(a, b, total):
     """Returns a * b + total, rounded once: a product is exact in a longdouble, and the sum has bits to spare."""
     return (a.astype(np.longdouble) * b + total).astype(np.float32)

@@ -224,14 +224,14 @@ REFUSED = {
         FEED_FORWARD,
         "20 hidden units are no multiple of 40 channels",
     ),
-    "an expansion of 2^20": (
+    "an expansion of 2^22": (  # a little more, so that it is too much for vectors of four values as well
         model(
             FEED_FORWARD,
             {
                 "input": computed(4, 1),
-                "kernel_1": words(2**20, 1),
-                "hidden": reals(4, 2**20),
-                "kernel_2": words(1, 2**15),
+                "kernel_1": words(2**22 + 32, 1),
+                "hidden": reals(4, 2**22 + 32),
+                "kernel_2": words(1, 2**17 + 1),
                 "parameters": reals(7, 1),
                 "residual": computed(4, 1),
             },
