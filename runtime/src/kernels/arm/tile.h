@@ -204,31 +204,34 @@ struct ArmIsa {
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
-    const auto smaller = [](const uint8x16x4_t& four) {
-      return vminq_u8(vminq_u8(four.val[0], four.val[1]), vminq_u8(four.val[2], four.val[3]));
-    };
-    uint8x16_t minimum = smaller(vld1q_u8_x4(counts));
-    for (size_t block = 1; block < blocks; ++block) {
-      minimum = vminq_u8(minimum, smaller(vld1q_u8_x4(counts + block * kBytesPerBlock)));
+  static void SumExponentials(const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table, uint8_t* least,
+                              int32_t* sums) {
+    for (size_t row = 0; row < rows; ++row, counts += blocks * kBytesPerBlock) {
+      const auto smaller = [](const uint8x16x4_t& four) {
+        return vminq_u8(vminq_u8(four.val[0], four.val[1]), vminq_u8(four.val[2], four.val[3]));
+      };
+      uint8x16_t minimum = smaller(vld1q_u8_x4(counts));
+      for (size_t block = 1; block < blocks; ++block) {
+        minimum = vminq_u8(minimum, smaller(vld1q_u8_x4(counts + block * kBytesPerBlock)));
+      }
+      least[row] = vminvq_u8(minimum);
+      minimum = vdupq_n_u8(least[row]);
+      // TBL gives 0 for an index beyond the table, as do the table's last entries.
+      const uint8x16x4_t low = vld1q_u8_x4(table.low), high = vld1q_u8_x4(table.high);
+      uint32x4_t low_sum = vdupq_n_u32(0), high_sum = vdupq_n_u32(0);
+      for (size_t block = 0; block < blocks; ++block) {
+        const uint8x16x4_t bytes = vld1q_u8_x4(counts + block * kBytesPerBlock);
+        uint16x8_t low_pairs = vdupq_n_u16(0), high_pairs = vdupq_n_u16(0);
+        Unroll<4>([&](int i) BINARYVIT_INLINE {
+          const uint8x16_t index = vsubq_u8(bytes.val[i], minimum);
+          low_pairs = vpadalq_u8(low_pairs, vqtbl4q_u8(low, index));
+          high_pairs = vpadalq_u8(high_pairs, vqtbl4q_u8(high, index));
+        });
+        low_sum = vpadalq_u16(low_sum, low_pairs);
+        high_sum = vpadalq_u16(high_sum, high_pairs);
+      }
+      sums[row] = static_cast<int32_t>(vaddvq_u32(low_sum) + 256 * vaddvq_u32(high_sum));
     }
-    *least = vminvq_u8(minimum);
-    minimum = vdupq_n_u8(*least);
-    // TBL gives 0 for an index beyond the table, as do the table's last entries.
-    const uint8x16x4_t low = vld1q_u8_x4(table.low), high = vld1q_u8_x4(table.high);
-    uint32x4_t low_sum = vdupq_n_u32(0), high_sum = vdupq_n_u32(0);
-    for (; blocks > 0; --blocks, counts += kBytesPerBlock) {
-      const uint8x16x4_t bytes = vld1q_u8_x4(counts);
-      uint16x8_t low_pairs = vdupq_n_u16(0), high_pairs = vdupq_n_u16(0);
-      Unroll<4>([&](int i) BINARYVIT_INLINE {
-        const uint8x16_t index = vsubq_u8(bytes.val[i], minimum);
-        low_pairs = vpadalq_u8(low_pairs, vqtbl4q_u8(low, index));
-        high_pairs = vpadalq_u8(high_pairs, vqtbl4q_u8(high, index));
-      });
-      low_sum = vpadalq_u16(low_sum, low_pairs);
-      high_sum = vpadalq_u16(high_sum, high_pairs);
-    }
-    return vaddvq_u32(low_sum) + 256 * static_cast<uint64_t>(vaddvq_u32(high_sum));
   }
 };
 

@@ -23,24 +23,23 @@ uint32_t PackProbable(uint8_t* counts, size_t rows, size_t blocks, const Probabi
     std::memcpy(last_block, last, sizeof last);
   }
   uint8_t least[most];
-  int32_t sums[most] = {}, above[most];
-  for (size_t row = 0; row < rows; ++row) {
-    const uint64_t sum = Isa::SumExponentials(counts + row * row_of_counts, blocks, table, &least[row]);
-    sums[row] = static_cast<int32_t>(sum < INT32_MAX ? sum : INT32_MAX);
-  }
-  for (size_t row = 0; row < rows; row += Simd::kLanes) {  // how many bounds are above the sums
-    const auto sum = Simd::Load(sums + row);
-    auto count = Simd::Set(int32_t{0});
-    for (size_t d = 0; d < table.bound_count; ++d) count = Simd::AddLess(count, sum, Simd::Set(table.bounds[d]));
-    Simd::Store(above + row, count);
+  int32_t sums[most] = {}, above[most], surely_above[most];
+  Isa::SumExponentials(counts, rows, blocks, table, least, sums);
+  for (size_t row = 0; row < rows; row += Simd::kLanes) {  // how many bounds are above what the sums may be
+    const auto sum = Simd::Load(sums + row), error = Simd::Set(table.error);
+    const auto low = Simd::Subtract(Simd::Subtract(sum, error), Simd::Set(int32_t{1})), high = Simd::Add(sum, error);
+    auto count = Simd::Set(int32_t{0}), sure = count;
+    for (size_t d = 0; d < table.bound_count; ++d) {
+      const auto bound = Simd::Set(table.bounds[d]);
+      count = Simd::AddLess(count, low, bound), sure = Simd::AddLess(sure, high, bound);
+    }
+    Simd::Store(above + row, count), Simd::Store(surely_above + row, sure);
   }
   uint32_t undecided = 0;
   for (size_t row = 0; row < rows; ++row) {
-    const int32_t* bound = table.bounds + above[row];  // the first one that isn't above the sum
-    const bool close = sums[row] - bound[0] <= table.error || (above[row] > 0 && bound[-1] - sums[row] <= table.error);
-    undecided |= static_cast<uint32_t>(close || sums[row] == INT32_MAX) << row;
+    undecided |= static_cast<uint32_t>(above[row] != surely_above[row]) << row;
     // This is at most 229: see ProbabilityLimit::Prepare.
-    const auto limit = static_cast<uint8_t>(least[row] + above[row]);
+    const auto limit = static_cast<uint8_t>(least[row] + surely_above[row]);
     Isa::PackBytesBelow(counts + row * row_of_counts, limit, blocks, masks + row * row_of_masks);
   }
   return undecided;

@@ -25,6 +25,13 @@ inline BINARYVIT_INLINE void Unroll(const Body& body) {
   UnrollSequence(body, std::make_integer_sequence<int, count>());
 }
 
+// Makes the compiler think that the value changed, where vectors are long: addresses of a tile's rows are computed anew then,
+// which is little beside such vectors. GCC would keep all of them, and put some into vector registers.
+template <typename Simd, typename T>
+inline BINARYVIT_INLINE void Hide([[maybe_unused]] T& value) {
+  if constexpr (Simd::kLanes == 16) asm volatile("" : "+r"(value));
+}
+
 // Calls body(first index, std::integral_constant<int, rows>) for all of `count` rows: `most` at a time, a power of two up to
 // 8 or 7, and then for what is left by powers of two.
 template <int most, typename Body>
@@ -269,30 +276,32 @@ inline BINARYVIT_INLINE void StoreTile(const uint32_t* activations, size_t strid
   using Simd = typename Isa::Simd;
   constexpr int vectors = blocks * Isa::Tile::kUnits / Simd::kLanes;
   typename Simd::Int counts[rows][vectors];
+  Hide<Simd>(stride);
   Isa::Tile::template Count<rows, vectors, constant_words, interleaved>(activations, stride, weights, words, counts);
-  decltype(output.target.At(row, unit)) places[rows];
-  Unroll<rows>([&](int r) BINARYVIT_INLINE { places[r] = output.target.At(row + r, unit); });
+  auto target = output.target;
+  Hide<Simd>(target.stride);
+  const auto place = [&](int r) BINARYVIT_INLINE {
+    Hide<Simd>(row);
+    return target.At(row + r, unit);
+  };
   // Vector by vector, so that few constants are in registers at a time.
   if constexpr (decltype(output.target)::kHasSigns) {
     typename Simd::Mask masks[rows][vectors];
     Unroll<vectors>([&](int v) BINARYVIT_INLINE {
       const auto column = output.At(unit + v * Simd::kLanes);
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        masks[r][v] = column.Store(places[r], v * Simd::kLanes, counts[r][v]);
-      });
+      Unroll<rows>([&](int r) BINARYVIT_INLINE { masks[r][v] = column.Store(place(r), v * Simd::kLanes, counts[r][v]); });
     });
-    const BitRows& signs = output.target.signs;
+    BitRows signs = target.signs;
+    Hide<Simd>(signs.stride);
     Unroll<rows>([&](int r) BINARYVIT_INLINE {
       Isa::template StoreMasks<vectors>(masks[r], signs.data + (row + r) * signs.stride, unit);
     });
   } else if constexpr (std::is_same_v<Output, ByteOutput>) {
-    Unroll<rows>([&](int r) BINARYVIT_INLINE { Isa::StoreBytes(places[r], counts[r]); });
+    Unroll<rows>([&](int r) BINARYVIT_INLINE { Isa::StoreBytes(place(r), counts[r]); });
   } else {
     Unroll<vectors>([&](int v) BINARYVIT_INLINE {
       const auto column = output.At(unit + v * Simd::kLanes);
-      Unroll<rows>([&](int r) BINARYVIT_INLINE {
-        column.Store(places[r], v * Simd::kLanes, counts[r][v]);
-      });
+      Unroll<rows>([&](int r) BINARYVIT_INLINE { column.Store(place(r), v * Simd::kLanes, counts[r][v]); });
     });
   }
 }

@@ -110,16 +110,18 @@ struct Isa {
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
-    *least = UINT8_MAX;
-    for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) *least = counts[i] < *least ? counts[i] : *least;
-    uint64_t sum = 0;
-    for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) {
-      size_t index = static_cast<size_t>(counts[i] - *least);
-      if (index >= Probabilities::kSize) index = Probabilities::kSize - 1;
-      sum += table.low[index] + 256u * table.high[index];
+  static void SumExponentials(const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table, uint8_t* least,
+                              int32_t* sums) {
+    for (size_t row = 0; row < rows; ++row, counts += blocks * kBytesPerBlock) {
+      least[row] = UINT8_MAX;
+      for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) least[row] = counts[i] < least[row] ? counts[i] : least[row];
+      sums[row] = 0;
+      for (size_t i = 0; i < blocks * kBytesPerBlock; ++i) {
+        size_t index = static_cast<size_t>(counts[i] - least[row]);
+        if (index >= Probabilities::kSize) index = Probabilities::kSize - 1;
+        sums[row] += table.low[index] + 256 * table.high[index];
+      }
     }
-    return sum;
   }
 };
 

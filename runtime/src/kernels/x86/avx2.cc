@@ -86,35 +86,38 @@ struct Isa {
     }
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
-    const auto* bytes = reinterpret_cast<const __m256i*>(counts);
-    __m256i minimum = _mm256_set1_epi8(-1);
-    for (size_t i = 0; i < 2 * blocks; ++i) minimum = _mm256_min_epu8(minimum, _mm256_load_si256(bytes + i));
-    __m128i half = _mm_min_epu8(_mm256_castsi256_si128(minimum), _mm256_extracti128_si256(minimum, 1));
-    half = _mm_minpos_epu16(_mm_min_epu8(half, _mm_srli_epi16(half, 8)));
-    *least = static_cast<uint8_t>(_mm_cvtsi128_si32(half));
-    minimum = _mm256_broadcastb_epi8(half);
-    const __m256i last = _mm256_set1_epi8(Probabilities::kSize - 1), zero = _mm256_setzero_si256();
-    __m256i low_sum = zero, high_sum = zero;
-    for (size_t i = 0; i < 2 * blocks; ++i) {
-      const __m256i index = _mm256_min_epu8(_mm256_sub_epi8(_mm256_load_si256(bytes + i), minimum), last);
-      __m256i low = zero, high = zero;
-      Unroll<4>([&](int quarter) BINARYVIT_INLINE {
-        const auto entries = [&](const uint8_t* from) {
-          return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(from) + quarter));
-        };
-        // Where the index isn't in this quarter its top bit is set, for which the shuffle gives 0.
-        const __m256i here = _mm256_adds_epu8(_mm256_sub_epi8(index, _mm256_set1_epi8(static_cast<char>(16 * quarter))),
-                                              _mm256_set1_epi8(0x70));
-        low = _mm256_or_si256(low, _mm256_shuffle_epi8(entries(table.low), here));
-        high = _mm256_or_si256(high, _mm256_shuffle_epi8(entries(table.high), here));
-      });
-      low_sum = _mm256_add_epi64(low_sum, _mm256_sad_epu8(low, zero));
-      high_sum = _mm256_add_epi64(high_sum, _mm256_sad_epu8(high, zero));
+  static void SumExponentials(const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table, uint8_t* least,
+                              int32_t* sums) {
+    for (size_t row = 0; row < rows; ++row, counts += blocks * kBytesPerBlock) {
+      const auto* bytes = reinterpret_cast<const __m256i*>(counts);
+      __m256i minimum = _mm256_set1_epi8(-1);
+      for (size_t i = 0; i < 2 * blocks; ++i) minimum = _mm256_min_epu8(minimum, _mm256_load_si256(bytes + i));
+      __m128i half = _mm_min_epu8(_mm256_castsi256_si128(minimum), _mm256_extracti128_si256(minimum, 1));
+      half = _mm_minpos_epu16(_mm_min_epu8(half, _mm_srli_epi16(half, 8)));
+      least[row] = static_cast<uint8_t>(_mm_cvtsi128_si32(half));
+      minimum = _mm256_broadcastb_epi8(half);
+      const __m256i last = _mm256_set1_epi8(Probabilities::kSize - 1), zero = _mm256_setzero_si256();
+      __m256i low_sum = zero, high_sum = zero;
+      for (size_t i = 0; i < 2 * blocks; ++i) {
+        const __m256i index = _mm256_min_epu8(_mm256_sub_epi8(_mm256_load_si256(bytes + i), minimum), last);
+        __m256i low = zero, high = zero;
+        Unroll<4>([&](int quarter) BINARYVIT_INLINE {
+          const auto entries = [&](const uint8_t* from) {
+            return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(from) + quarter));
+          };
+          // Where the index isn't in this quarter its top bit is set, for which the shuffle gives 0.
+          const __m256i here = _mm256_adds_epu8(_mm256_sub_epi8(index, _mm256_set1_epi8(static_cast<char>(16 * quarter))),
+                                                _mm256_set1_epi8(0x70));
+          low = _mm256_or_si256(low, _mm256_shuffle_epi8(entries(table.low), here));
+          high = _mm256_or_si256(high, _mm256_shuffle_epi8(entries(table.high), here));
+        });
+        low_sum = _mm256_add_epi64(low_sum, _mm256_sad_epu8(low, zero));
+        high_sum = _mm256_add_epi64(high_sum, _mm256_sad_epu8(high, zero));
+      }
+      const __m256i sum = _mm256_add_epi64(low_sum, _mm256_slli_epi64(high_sum, 8));
+      const __m128i pair = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+      sums[row] = _mm_cvtsi128_si32(pair) + _mm_extract_epi32(pair, 2);
     }
-    const __m256i sum = _mm256_add_epi64(low_sum, _mm256_slli_epi64(high_sum, 8));
-    const __m128i pair = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    return static_cast<uint64_t>(_mm_cvtsi128_si64(pair)) + static_cast<uint64_t>(_mm_extract_epi64(pair, 1));
   }
 };
 

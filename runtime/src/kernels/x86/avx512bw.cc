@@ -21,7 +21,8 @@ struct Bytes {
 struct Isa : Isa512 {
   using Tile = HalfByteTile<Simd, Bytes, 7, 16>;
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
+  static void SumExponentials(const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table, uint8_t* least,
+                              int32_t* sums) {
     const auto lookup = [](__m512i index, const uint8_t* from) {
       __m512i entries = _mm512_setzero_si512();
       Unroll<4>([&](int quarter) BINARYVIT_INLINE {
@@ -33,7 +34,7 @@ struct Isa : Isa512 {
       });
       return entries;
     };
-    return SumBy(lookup, counts, blocks, table, least);
+    SumBy(lookup, counts, rows, blocks, table, least, sums);
   }
 };
 

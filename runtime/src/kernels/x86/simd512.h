@@ -76,28 +76,63 @@ struct Isa512 {
     }
   }
 
+  // Reduces 16 vectors to one, whose lane i has what `reduce` makes of the lanes of vector i.
+  template <typename Reduce>
+  static __m512i ReduceEach(__m512i (&vectors)[16], const Reduce& reduce) {
+    const auto halves = [&](__m512i a, __m512i b) {
+      return reduce(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xEE));
+    };
+    const auto quarters = [&](__m512i a, __m512i b) {
+      return reduce(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+    };
+    const auto pairs = [&](__m512i a, __m512i b) {
+      return reduce(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    };
+    Unroll<4>([&](int i) BINARYVIT_INLINE {
+      vectors[i] = quarters(halves(vectors[i], vectors[i + 4]), halves(vectors[i + 8], vectors[i + 12]));
+    });
+    const __m512 a = _mm512_castsi512_ps(pairs(vectors[0], vectors[1]));
+    const __m512 b = _mm512_castsi512_ps(pairs(vectors[2], vectors[3]));
+    return reduce(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xDD)));
+  }
+
   // The exponentials' low and high bytes of 64 counts less the least one, at most kSize - 1, come from Lookup(index, table).
   template <typename Lookup>
-  static uint64_t SumBy(const Lookup& lookup, const uint8_t* counts, size_t blocks, const Probabilities& table,
-                        uint8_t* least) {
-    __m512i minimum = _mm512_set1_epi8(-1);
-    for (size_t block = 0; block < blocks; ++block) {
-      minimum = _mm512_min_epu8(minimum, _mm512_load_si512(counts + block * kBytesPerBlock));
-    }
-    const __m256i half = _mm256_min_epu8(_mm512_castsi512_si256(minimum), _mm512_extracti64x4_epi64(minimum, 1));
-    __m128i bytes = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    bytes = _mm_minpos_epu16(_mm_min_epu8(bytes, _mm_srli_epi16(bytes, 8)));
-    *least = static_cast<uint8_t>(_mm_cvtsi128_si32(bytes));
+  static void SumBy(const Lookup& lookup, const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table,
+                    uint8_t* least, int32_t* sums) {
+    static_assert(Probabilities::kMaxRows == Simd::kLanes);
+    const size_t row_of_counts = blocks * kBytesPerBlock;
     const __m512i last = _mm512_set1_epi8(Probabilities::kSize - 1), zero = _mm512_setzero_si512();
-    minimum = _mm512_broadcastb_epi8(bytes);
-    __m512i low_sum = zero, high_sum = zero;
-    for (; blocks > 0; --blocks, counts += kBytesPerBlock) {
-      const __m512i index = _mm512_min_epu8(_mm512_sub_epi8(_mm512_load_si512(counts), minimum), last);
-      low_sum = _mm512_add_epi64(low_sum, _mm512_sad_epu8(lookup(index, table.low), zero));
-      high_sum = _mm512_add_epi64(high_sum, _mm512_sad_epu8(lookup(index, table.high), zero));
+    __m512i partial[Simd::kLanes];
+    Unroll<Simd::kLanes>([&](int row) BINARYVIT_INLINE { partial[row] = zero; });
+    const uint8_t* from = counts;
+    for (size_t row = 0; row < rows; ++row, from += row_of_counts) {
+      __m512i minimum = _mm512_load_si512(from);
+      for (size_t i = kBytesPerBlock; i < row_of_counts; i += kBytesPerBlock) {
+        minimum = _mm512_min_epu8(minimum, _mm512_load_si512(from + i));
+      }
+      partial[row] = minimum;
     }
-    const __m512i sum = _mm512_add_epi64(low_sum, _mm512_slli_epi64(high_sum, 8));
-    return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+    __m512i minima = ReduceEach(partial, [](__m512i a, __m512i b) { return _mm512_min_epu8(a, b); });
+    minima = _mm512_min_epu8(minima, _mm512_rol_epi32(minima, 16));
+    minima = _mm512_min_epu8(minima, _mm512_rol_epi32(minima, 8));  // in each byte of its lane
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(least), _mm512_cvtepi32_epi8(minima));
+    alignas(kAlignment) int32_t bytes[Simd::kLanes];
+    _mm512_store_si512(bytes, minima);
+
+    from = counts;
+    for (size_t row = 0; row < rows; ++row, from += row_of_counts) {
+      const __m512i minimum = _mm512_set1_epi32(bytes[row]);
+      __m512i sum = zero;
+      for (size_t i = 0; i < row_of_counts; i += kBytesPerBlock) {
+        const __m512i index = _mm512_min_epu8(_mm512_sub_epi8(_mm512_load_si512(from + i), minimum), last);
+        const __m512i high = _mm512_sad_epu8(lookup(index, table.high), zero);
+        sum = _mm512_add_epi32(sum, _mm512_sad_epu8(lookup(index, table.low), zero));
+        sum = _mm512_add_epi32(sum, _mm512_slli_epi32(high, 8));
+      }
+      partial[row] = sum;
+    }
+    Simd::Store(sums, ReduceEach(partial, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }));
   }
 };
 

@@ -116,33 +116,36 @@ struct Isa {
     for (size_t word = 0; word < 2 * blocks; ++word) bits[word] = ~(not_below(2 * word) | not_below(2 * word + 1) << 16);
   }
 
-  static uint64_t SumExponentials(const uint8_t* counts, size_t blocks, const Probabilities& table, uint8_t* least) {
-    const auto* bytes = reinterpret_cast<const __m128i*>(counts);
-    __m128i minimum = _mm_set1_epi8(-1);
-    for (size_t i = 0; i < 4 * blocks; ++i) minimum = _mm_min_epu8(minimum, _mm_load_si128(bytes + i));
-    minimum = _mm_minpos_epu16(_mm_min_epu8(minimum, _mm_srli_epi16(minimum, 8)));
-    *least = static_cast<uint8_t>(_mm_cvtsi128_si32(minimum));
-    minimum = _mm_set1_epi8(static_cast<char>(*least));
-    const __m128i last = _mm_set1_epi8(Probabilities::kSize - 1), zero = _mm_setzero_si128();
-    __m128i low_sum = zero, high_sum = zero;
-    for (size_t i = 0; i < 4 * blocks; ++i) {
-      const __m128i index = _mm_min_epu8(_mm_sub_epi8(_mm_load_si128(bytes + i), minimum), last);
-      __m128i low = zero, high = zero;
-      Unroll<4>([&](int quarter) BINARYVIT_INLINE {
-        const auto entries = [&](const uint8_t* from) {
-          return _mm_load_si128(reinterpret_cast<const __m128i*>(from) + quarter);
-        };
-        // Where the index isn't in this quarter its top bit is set, for which the shuffle gives 0.
-        const __m128i here =
-            _mm_adds_epu8(_mm_sub_epi8(index, _mm_set1_epi8(static_cast<char>(16 * quarter))), _mm_set1_epi8(0x70));
-        low = _mm_or_si128(low, _mm_shuffle_epi8(entries(table.low), here));
-        high = _mm_or_si128(high, _mm_shuffle_epi8(entries(table.high), here));
-      });
-      low_sum = _mm_add_epi64(low_sum, _mm_sad_epu8(low, zero));
-      high_sum = _mm_add_epi64(high_sum, _mm_sad_epu8(high, zero));
+  static void SumExponentials(const uint8_t* counts, size_t rows, size_t blocks, const Probabilities& table, uint8_t* least,
+                              int32_t* sums) {
+    for (size_t row = 0; row < rows; ++row, counts += blocks * kBytesPerBlock) {
+      const auto* bytes = reinterpret_cast<const __m128i*>(counts);
+      __m128i minimum = _mm_set1_epi8(-1);
+      for (size_t i = 0; i < 4 * blocks; ++i) minimum = _mm_min_epu8(minimum, _mm_load_si128(bytes + i));
+      minimum = _mm_minpos_epu16(_mm_min_epu8(minimum, _mm_srli_epi16(minimum, 8)));
+      least[row] = static_cast<uint8_t>(_mm_cvtsi128_si32(minimum));
+      minimum = _mm_set1_epi8(static_cast<char>(least[row]));
+      const __m128i last = _mm_set1_epi8(Probabilities::kSize - 1), zero = _mm_setzero_si128();
+      __m128i low_sum = zero, high_sum = zero;
+      for (size_t i = 0; i < 4 * blocks; ++i) {
+        const __m128i index = _mm_min_epu8(_mm_sub_epi8(_mm_load_si128(bytes + i), minimum), last);
+        __m128i low = zero, high = zero;
+        Unroll<4>([&](int quarter) BINARYVIT_INLINE {
+          const auto entries = [&](const uint8_t* from) {
+            return _mm_load_si128(reinterpret_cast<const __m128i*>(from) + quarter);
+          };
+          // Where the index isn't in this quarter its top bit is set, for which the shuffle gives 0.
+          const __m128i here =
+              _mm_adds_epu8(_mm_sub_epi8(index, _mm_set1_epi8(static_cast<char>(16 * quarter))), _mm_set1_epi8(0x70));
+          low = _mm_or_si128(low, _mm_shuffle_epi8(entries(table.low), here));
+          high = _mm_or_si128(high, _mm_shuffle_epi8(entries(table.high), here));
+        });
+        low_sum = _mm_add_epi64(low_sum, _mm_sad_epu8(low, zero));
+        high_sum = _mm_add_epi64(high_sum, _mm_sad_epu8(high, zero));
+      }
+      const __m128i sum = _mm_add_epi64(low_sum, _mm_slli_epi64(high_sum, 8));
+      sums[row] = _mm_cvtsi128_si32(sum) + _mm_extract_epi32(sum, 2);
     }
-    const __m128i sum = _mm_add_epi64(low_sum, _mm_slli_epi64(high_sum, 8));
-    return static_cast<uint64_t>(_mm_cvtsi128_si64(sum)) + static_cast<uint64_t>(_mm_extract_epi64(sum, 1));
   }
 };
 

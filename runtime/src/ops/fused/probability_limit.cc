@@ -24,7 +24,7 @@ bool ProbabilityLimit::Prepare(size_t head_dim, double threshold) {
   }
   // The table's last entry is used for all larger numbers. So bytes are for heads of up to 114 channels, and no sum of two
   // counts is above 229; the counts of larger heads are int32.
-  takes_bytes_ = threshold > 0 && (values < size || table_[size - 1] + table_[2 * size - 1] == 0);
+  has_bytes_ = threshold > 0 && (values < size || table_[size - 1] + table_[2 * size - 1] == 0);
 
   // No sum is less than a unit.
   size_t count = 0;

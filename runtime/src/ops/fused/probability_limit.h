@@ -13,11 +13,11 @@ class ProbabilityLimit {
   // False if there is no memory.
   [[nodiscard]] bool Prepare(size_t head_dim, double threshold);
 
-  // Whether counts of differing bits may come as bytes, which is faster.
-  bool TakesBytes() const { return takes_bytes_; }
-
   // Sets the number of keys in a row.
   void SetKeys(size_t keys);
+
+  // Whether counts of differing bits may come as bytes, which is faster.
+  bool TakesBytes() const { return has_bytes_ && keys_ <= INT16_MAX; }  // a sum of exponentials of 16 bits is an int32
 
   // The largest number of differing bits whose probability is above the threshold, or -1; of the row's counts.
   int32_t Of(const int32_t* counts) const;
@@ -31,7 +31,7 @@ class ProbabilityLimit {
 
   double threshold_ = 0;
   size_t keys_ = 0;
-  bool takes_bytes_ = false;
+  bool has_bytes_ = false;
   Buffer<double> exponentials_;  // by the number of bits that differ
   // For bytes, where exponentials are in units of 1 / 65535 of the row's largest one: see Probabilities.
   Buffer<uint8_t> table_;
