@@ -36,6 +36,12 @@ def differ(values, kernel):
     return ((values.shape[-1] - bits @ kernel.T.astype(np.int64)) // 2).astype(F)
 
 
+def scale_products(multiplier, bias, width):
+    """Gives products of rows of `width` signs a mean of 0 and a deviation near 1, so that values have both signs."""
+    multiplier *= 2 / width**0.5
+    bias -= multiplier * F(width / 2)
+
+
 def prelu(values, slope):
     return np.where(values >= 0, values, slope * values).astype(F)
 
@@ -65,8 +71,8 @@ def feed_forward(seed, shape, expansion, residual, inputs_of=None):
     kernel_1, kernel_2 = signs(rng, hidden, channels), signs(rng, channels, hidden)
     table_1, table_2 = real(rng, 4, hidden), real(rng, 7, channels)
     use_small_slopes(rng, seed, table_1[2], table_2[4])
-    table_1[0] *= 2 / channels**0.5
-    table_2[2] *= 2 / hidden**0.5
+    scale_products(*table_1[:2], channels)
+    scale_products(*table_2[2:4], hidden)
     rows = [x, pack(kernel_1), table_1, pack(kernel_2), table_2] + [z] * residual
     inputs = [(value, index in (0, 5)) for index, value in enumerate(rows)]
 
@@ -98,7 +104,7 @@ def attention(seed, batch, squares, reduction, heads, head_dim, residual, close=
     table = real(rng, 29 if reduction > 1 else 25, channels)
     use_small_slopes(rng, seed, *(table[row] for row in (4, 8, 12, 16, 22)), *table[28:])
     for row in (2, 6, 10, 14, 26)[:count]:
-        table[row] *= 2 / channels**0.5
+        scale_products(table[row], table[row + 1], channels)
     keys_count = squares[0] * squares[1]
     table[20] *= 1 / keys_count**0.5
     threshold = np.array([1.03 / keys_count], F)
@@ -188,7 +194,7 @@ def patch_merging(seed, batch, height, width, channels, copies, inputs_of=None):
     x = inputs_of(rng, x) if inputs_of else x
     kernel, table, outputs = signs(rng, units, 4, channels), real(rng, 2, channels), real(rng, 3, units)
     use_small_slopes(rng, seed, outputs[2])
-    outputs[0] *= 1 / channels**0.5
+    scale_products(*outputs[:2], 4 * channels)
     inputs = [(x, True), (pack(kernel).reshape(units, -1), False), (table, False), (outputs, False)]
     shape = (batch, height, width, units)
     flatbuffer = single("BinaryVitPatchMerging", inputs, shape)
@@ -241,6 +247,7 @@ def test_feed_forward(seed, leading, channels, expansion, residual, kernels):
 @example(seed=0, batch=1, squares=(7, 7), reduction=8, heads=1, head_dim=64, residual=True)
 @example(seed=0, batch=2, squares=(7, 9), reduction=1, heads=2, head_dim=64, residual=True)
 @example(seed=0, batch=1, squares=(14, 14), reduction=1, heads=4, head_dim=64, residual=True)
+@example(seed=0, batch=1, squares=(12, 11), reduction=1, heads=1, head_dim=96, residual=False)
 @example(seed=0, batch=1, squares=(3, 5), reduction=1, heads=8, head_dim=64, residual=False)
 def test_attention(seed, batch, squares, reduction, heads, head_dim, residual, kernels):
     check(attention(seed, batch, squares, reduction, heads, head_dim, residual))
