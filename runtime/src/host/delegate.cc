@@ -10,8 +10,7 @@
 
 #include "binaryvit_runtime.h"
 #include "host/litert_abi.h"
-#include "ops/builtin/map_sum.h"
-#include "ops/op.h"
+#include "host/plan.h"
 
 #define BINARYVIT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -27,23 +26,6 @@ using litert::Node;
 using litert::Registration;
 using litert::Status;
 
-const OpType* const kOps[] = {&kLceQuantize,    &kLceDequantize, &kLceBconv2d,    &kLceBMaxPool2d,
-                              &kAttention,      &kFeedForward,   &kPatchMerging,  &kPooling,
-                              &kFullyConnected, &kGlobalMean,    &kPatchEmbedding};
-
-bool IsFused(const OpType* op) {
-  return op == &kAttention || op == &kFeedForward || op == &kPatchMerging || op == &kPooling;
-}
-
-const OpType* FindOp(const Registration& registration) {
-  const bool is_custom = registration.builtin_code == litert::kBuiltinCustom;
-  for (const OpType* op : kOps) {
-    if (op->builtin_code != registration.builtin_code) continue;
-    if (!is_custom || (registration.custom_name && std::strcmp(registration.custom_name, op->name) == 0)) return op;
-  }
-  return nullptr;
-}
-
 struct BinaryVitDelegate : TfLiteDelegate {
   Session session;
   int num_threads = 0;  // 0: as the first graph's interpreter recommends
@@ -57,13 +39,6 @@ uint64_t Nanoseconds() {
   timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return static_cast<uint64_t>(time.tv_sec) * 1000000000 + static_cast<uint64_t>(time.tv_nsec);
-}
-
-IntArray* Copy(const IntArray* array) {
-  if (!array) return nullptr;
-  const size_t size = sizeof(int) * (static_cast<size_t>(array->size) + 1);
-  void* copy = std::malloc(size);
-  return static_cast<IntArray*>(copy ? std::memcpy(copy, array, size) : nullptr);
 }
 
 // A kernel of one or more nodes. It keeps the nodes' lists of inputs, because the host's own node for the kernel lacks
@@ -226,84 +201,6 @@ Status InvokeKernel(Context* context, Node* node) {
   return ok ? litert::kOk : litert::kError;
 }
 
-// The graph before any replacement, and which nodes the delegate replaces.
-struct Plan {
-  IntArray* nodes = nullptr;
-  Buffer<bool> computed;   // of tensors: whether they may differ between runs
-  Buffer<bool> pointwise;  // of nodes, in the order of the plan
-  bool is_fused = false;   // some nodes are fused operators
-  ~Plan() { std::free(nodes); }
-};
-
-bool IsTensor(int index, const Buffer<bool>& marks) { return index >= 0 && static_cast<size_t>(index) < marks.size(); }
-
-bool HasMark(const IntArray* tensors, const Buffer<bool>& marks) {
-  for (int i = 0; tensors && i < tensors->size; ++i) {
-    const int tensor = tensors->data[i];
-    if (IsTensor(tensor, marks) && marks[static_cast<size_t>(tensor)]) return true;
-  }
-  return false;
-}
-
-void SetMarks(const IntArray* tensors, bool value, Buffer<bool>* marks) {
-  for (int i = 0; tensors && i < tensors->size; ++i) {
-    const int tensor = tensors->data[i];
-    if (IsTensor(tensor, *marks)) (*marks)[static_cast<size_t>(tensor)] = value;
-  }
-}
-
-// Calls body(place in the plan, node, registration) for each node, until one returns false.
-template <typename Body>
-bool ForNodes(Context* context, const IntArray& plan, const Body& body) {
-  for (int i = 0; i < plan.size; ++i) {
-    Node* node;
-    Registration* registration;
-    if (context->GetNodeAndRegistration(context, plan.data[i], &node, &registration) != litert::kOk ||
-        !body(static_cast<size_t>(i), *node, *registration)) {
-      return false;
-    }
-  }
-  return true;
-}
-
-// Whether an operator supports a builtin node.
-bool Supports(Context* context, BinaryVitDelegate* delegate, const OpType& op, const Node& node,
-            const Registration& registration) {
-  GraphNode copy = {node, registration.builtin_code};
-  return op.supports(NodeView(context, &copy, 1, node.outputs, &delegate->session, op.name));
-}
-
-// Marks all tensors except constants and what is computed from constants only, such as weights stored as float16.
-bool MarkComputed(Context* context, Plan* plan) {
-  for (size_t i = 0; i < plan->computed.size(); ++i) {
-    plan->computed[i] = context->tensors[i].allocation != litert::kReadOnlyFile;
-  }
-  return ForNodes(context, *plan->nodes, [&](size_t, const Node& node, const Registration&) {
-    const bool has_inputs = node.inputs && node.inputs->size > 0;
-    SetMarks(node.outputs, !has_inputs || HasMark(node.inputs, plan->computed), &plan->computed);
-    return true;
-  });
-}
-
-// Marks the nodes that run together: builtin nodes that are next to each other, and an LceQuantize after one.
-bool MarkPointwise(Context* context, BinaryVitDelegate* delegate, Plan* plan) {
-  Buffer<bool> given, needed;  // tensors that such nodes compute or read
-  if (!given.Resize(context->tensors_size) || !needed.Resize(context->tensors_size)) return false;
-  const auto is_builtin = [](const Registration& it) { return it.builtin_code != litert::kBuiltinCustom; };
-  bool ok = ForNodes(context, *plan->nodes, [&](size_t i, const Node& node, const Registration& registration) {
-    plan->pointwise[i] = (is_builtin(registration) || FindOp(registration) == &kLceQuantize) &&
-                         Supports(context, delegate, kPointwise, node, registration);
-    if (plan->pointwise[i] && is_builtin(registration)) SetMarks(node.outputs, true, &given);
-    if (plan->pointwise[i]) SetMarks(node.inputs, true, &needed);
-    return true;
-  });
-  return ok && ForNodes(context, *plan->nodes, [&](size_t i, const Node& node, const Registration& registration) {
-           const bool follows = HasMark(node.inputs, given), leads = HasMark(node.outputs, needed);
-           plan->pointwise[i] = plan->pointwise[i] && (follows || (is_builtin(registration) && leads));
-           return true;
-         });
-}
-
 Registration KernelRegistration(const OpType& op, void* (*init)(Context*, const char*, size_t)) {
   Registration kernel = {};
   kernel.init = init;
@@ -315,63 +212,28 @@ Registration KernelRegistration(const OpType& op, void* (*init)(Context*, const 
   return kernel;
 }
 
-// The host splits the nodes into subsets, so that no other node has to run in between.
-Status ReplacePointwise(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
-  IntArray* nodes = Copy(plan.nodes);
-  if (!nodes) return litert::kError;
+// Lets the operators of a plan run its nodes. `nodes` is memory for as many indices as it has.
+Status ReplaceNodes(Context* context, BinaryVitDelegate* delegate, const Plan& plan, IntArray* nodes) {
+  const auto replace = [&](const OpType& op, void* (*init)(Context*, const char*, size_t)) {
+    const Registration kernel = KernelRegistration(op, init);
+    return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate);
+  };
+  const auto count = static_cast<size_t>(plan.nodes().size);
   nodes->size = 0;
-  for (size_t i = 0; i < plan.pointwise.size(); ++i) {
-    if (plan.pointwise[i]) nodes->data[nodes->size++] = plan.nodes->data[i];
+  for (size_t i = 0; i < count; ++i) {
+    if (plan.OpAt(i) == &kPointwise) nodes->data[nodes->size++] = plan.nodes().data[i];
   }
-  Status status = litert::kOk;
-  if (nodes->size > 0) {
-    const Registration kernel = KernelRegistration(kPointwise, InitPointwise);
-    status = context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate);
+  // The host splits these into subsets, so that no other node has to run in between.
+  if (nodes->size > 0 && replace(kPointwise, InitPointwise) != litert::kOk) return litert::kError;
+  // All others one at a time: tensors between two of the delegate's nodes stay in the host's arena.
+  for (size_t i = 0; i < count; ++i) {
+    const OpType* op = plan.OpAt(i);
+    if (!op || op == &kPointwise) continue;
+    nodes->size = static_cast<int>(plan.CountAt(i));
+    std::memcpy(nodes->data, plan.nodes().data + i, sizeof(int) * plan.CountAt(i));
+    if (replace(*op, op == &kHead ? InitHead : InitKernel) != litert::kOk) return litert::kError;
   }
-  std::free(nodes);
-  return status;
-}
-
-// The operator for a builtin node, or null for the host's own: a product of two computed tensors or, in a graph of fused
-// operators, what comes before and after them, so that whole networks give the same bits everywhere.
-const OpType* ChooseBuiltin(Context* context, BinaryVitDelegate* delegate, const Plan& plan, const OpType* op,
-                            const Node& node, const Registration& registration) {
-  const int weights = node.inputs && node.inputs->size > 1 ? node.inputs->data[1] : -1;
-  const bool is_computed = IsTensor(weights, plan.computed) && plan.computed[static_cast<size_t>(weights)];
-  if (op == &kFullyConnected && !is_computed) op = &kHead;
-  const bool is_wanted = op == &kFullyConnected || plan.is_fused;
-  return is_wanted && Supports(context, delegate, *op, node, registration) ? op : nullptr;
-}
-
-// Whether the node after one adds a constant map to what that computes.
-bool HasMapSum(Context* context, BinaryVitDelegate* delegate, const Plan& plan, size_t i, const OpType& op,
-               const Node& node, const Registration& registration) {
-  if (&op != &kPatchEmbedding && &op != &kPatchMerging) return false;
-  if (i + 1 == plan.pointwise.size() || plan.pointwise[i + 1]) return false;
-  Node* next;
-  Registration* its;
-  if (context->GetNodeAndRegistration(context, plan.nodes->data[i + 1], &next, &its) != litert::kOk) return false;
-  GraphNode nodes[] = {{node, registration.builtin_code}, {*next, its->builtin_code}};
-  const NodeView view(context, nodes, 2, next->outputs, &delegate->session, op.name);
-  return MapSum::Follows(view.At(0), view.At(1));
-}
-
-// One operator per call: tensors between two of the delegate's nodes stay in the host's arena.
-Status ReplaceSingleNodes(Context* context, BinaryVitDelegate* delegate, const Plan& plan) {
-  IntArray* nodes = Copy(plan.nodes);
-  if (!nodes) return litert::kError;
-  const bool ok = ForNodes(context, *plan.nodes, [&](size_t i, const Node& node, const Registration& registration) {
-    const OpType* op = FindOp(registration);
-    if (!op || plan.pointwise[i]) return true;
-    if (op->supports) op = ChooseBuiltin(context, delegate, plan, op, node, registration);
-    if (!op) return true;
-    nodes->size = HasMapSum(context, delegate, plan, i, *op, node, registration) ? 2 : 1;
-    std::memcpy(nodes->data, plan.nodes->data + i, sizeof(int) * static_cast<size_t>(nodes->size));
-    const Registration kernel = KernelRegistration(*op, op == &kHead ? InitHead : InitKernel);
-    return context->ReplaceNodeSubsetsWithDelegateKernels(context, kernel, nodes, delegate) == litert::kOk;
-  });
-  std::free(nodes);
-  return ok ? litert::kOk : litert::kError;
+  return litert::kOk;
 }
 
 Status PrepareDelegate(Context* context, litert::Delegate* base) {
@@ -389,26 +251,13 @@ Status PrepareDelegate(Context* context, litert::Delegate* base) {
   }
   delegate->session.pool.SetThreads(delegate->num_threads);
 
-  IntArray* nodes;
-  if (context->GetExecutionPlan(context, &nodes) != litert::kOk) return litert::kError;
   Plan plan;
-  plan.nodes = Copy(nodes);  // the host's plan changes with every replacement
-  if (!plan.nodes) return litert::kError;
-  bool has_custom = false;
-  const bool ok = ForNodes(context, *plan.nodes, [&](size_t, const Node&, const Registration& registration) {
-    const OpType* op = FindOp(registration);
-    has_custom |= op && !op->supports;
-    plan.is_fused |= IsFused(op);
-    return true;
-  });
-  if (!ok) return litert::kError;
-  if (!has_custom) return litert::kOk;
-  if (!plan.computed.Resize(context->tensors_size) || !plan.pointwise.Resize(static_cast<size_t>(plan.nodes->size)) ||
-      !MarkComputed(context, &plan) || !MarkPointwise(context, delegate, &plan)) {
-    return litert::kError;
-  }
-  const Status status = ReplacePointwise(context, delegate, plan);
-  return status == litert::kOk ? ReplaceSingleNodes(context, delegate, plan) : status;
+  if (!plan.Make(context, &delegate->session)) return litert::kError;
+  IntArray* nodes = Copy(&plan.nodes());
+  if (!nodes) return litert::kError;
+  const Status status = ReplaceNodes(context, delegate, plan, nodes);
+  std::free(nodes);
+  return status;
 }
 
 // Parses a number of threads. Returns 0 if it is invalid.

@@ -8,6 +8,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 namespace binaryvit::litert {
 
@@ -48,6 +50,14 @@ struct IntArray {
   int size;
   int data[1];
 };
+
+// Null for null, and if there is no memory.
+static inline IntArray* Copy(const IntArray* array) {
+  if (!array) return nullptr;
+  const size_t size = sizeof(int) * (static_cast<size_t>(array->size) + 1);
+  void* copy = std::malloc(size);
+  return static_cast<IntArray*>(copy ? std::memcpy(copy, array, size) : nullptr);
+}
 
 struct Quantization {
   float scale;

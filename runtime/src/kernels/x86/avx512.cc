@@ -20,7 +20,7 @@ struct Tile {
     for (size_t word = 0; word < words; ++word) {
       // With one vector, activations are operands in memory. The compiler must think that they changed, or it would keep
       // them in more registers than there are.
-      if (constant_words > 0 && vectors == 1) asm volatile("" : "+r"(activations));
+      if (constant_words > 0 && vectors == 1) Hide<Simd>(activations);
       __m512i weight[vectors];
       Unroll<vectors>([&](int v) BINARYVIT_INLINE {
         weight[v] = _mm512_load_si512(weights + (v * words + word) * kUnits);
