@@ -245,8 +245,9 @@ struct ContextOutput {
 // where `constant_words` isn't 0, it is the number of words. If kInterleavedSize isn't 0, kRows rows may be
 // interleaved; StoreInterleaved(to, word) writes one word of them. StoreBytes(to, counts) writes the counts of a tile's row
 // as bytes. StoreMasks(masks, bits, i) sets the bits from i on, in order, for the values of a tile's row, of hidden units
-// or of a word. PackBytesBelow is that of KernelSet. SumExponentials gives the least of the counts, and the sum of the
-// Probabilities' exponentials for each count minus the least; beyond the table, it uses the table's last entry.
+// or of a word. PackBytesBelow is that of KernelSet. SumExponentials gives for each row the least of its counts, and the
+// sum of the Probabilities' exponentials for each count minus that; beyond the table, it uses the table's last entry. It may
+// write kMaxRows of both.
 
 // Interleaves every kRows rows: the first word of each row, then the second word of each row and so on, each as
 // kInterleavedSize words, as the tile's loop needs them. Only a few rows fit at a time.
@@ -403,7 +404,7 @@ void ForEachTileOf(const Rows& rows, const Weights& weights, const Output& outpu
 
 template <typename Isa, typename Output>
 void ForEachTile(const Rows& rows, const Weights& weights, const Output& output) {
-  if constexpr (Isa::Tile::kUnrollsWords && (decltype(Output::target)::kIsPadded || std::is_same_v<Output, ByteOutput>)) {
+  if constexpr (Isa::Tile::kUnrollsWords && decltype(Output::target)::kIsPadded) {
     ForWords(weights.words, [&](auto words) { ForEachTileOf<Isa, words>(rows, weights, output); });
   } else {
     ForEachTileOf<Isa, 0>(rows, weights, output);
