@@ -261,6 +261,19 @@ def test_probabilities_next_to_the_threshold(head_dim, close, kernels):
         check(attention(seed, 1, (7, 7), 1, 1, head_dim, False, close))
 
 
+def test_more_keys_than_an_int32_sum_of_exponentials_takes():
+    """Equal positions have equal probabilities, all below the threshold, so that a map's size changes nothing."""
+    rng = np.random.default_rng(0)
+    x, kernels, table = real(rng, 32), signs(rng, 4, 32, 32), real(rng, 25, 32)
+    rows = []
+    for side in (2, 182):
+        image = np.tile(x, (1, side, side, 1))
+        inputs = [(image, True), (pack(kernels), False), (table, False), (np.array([0.5], F), False)]
+        flatbuffer = single("BinaryVitAttention", inputs, image.shape, heads=1, reduction=1, residual=0)
+        rows.append(run(flatbuffer, image).reshape(-1, 32))
+    np.testing.assert_array_equal(rows[1], np.broadcast_to(rows[0][0], rows[1].shape))
+
+
 @settings(max_examples=40)
 @given(
     seed=seeds,

@@ -48,44 +48,25 @@ struct Isa : Isa512 {
   }
 };
 
-// The counts of 64 units. Four vectors become bytes together: one by one that takes more than counting.
-template <int constant_words>
-void CountBytesOf64(const Rows& rows, const uint32_t* weights, size_t words, uint8_t* output, size_t stride) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  if (constant_words > 0) words = constant_words;
-  constexpr int kept = constant_words > 0 ? constant_words : 1;
-  __m512i weight[kept][4];
-  const auto load = [&](size_t word, int v) {
-    return _mm512_load_si512(weights + (static_cast<size_t>(v) * words + word) * Tile::kUnits);
-  };
-  for (size_t word = 0; word < constant_words; ++word) {
-    Unroll<4>([&](int v) BINARYVIT_INLINE { weight[word][v] = load(word, v); });
-  }
-  for (size_t row = 0; row < rows.count; ++row) {
-    const uint32_t* bits = rows.data + row * rows.stride;
-    __m512i counts[4];
-    Unroll<4>([&](int v) BINARYVIT_INLINE { counts[v] = _mm512_setzero_si512(); });
-    for (size_t word = 0; word < words; ++word) {
-      const __m512i activation = _mm512_set1_epi32(static_cast<int>(bits[word]));
-      Unroll<4>([&](int v) BINARYVIT_INLINE {
-        const __m512i units = constant_words > 0 ? weight[word][v] : load(word, v);
-        counts[v] = _mm512_add_epi32(counts[v], _mm512_popcnt_epi32(_mm512_xor_si512(activation, units)));
-      });
-    }
-    const __m512i packed = _mm512_packus_epi16(_mm512_packus_epi32(counts[0], counts[1]),
-                                               _mm512_packus_epi32(counts[2], counts[3]));
-    _mm512_storeu_si512(output + row * stride, _mm512_permutexvar_epi32(order, packed));
-  }
-}
-
+// Four vectors of counts become bytes together: one by one that takes more than counting.
 void CountBytes(const Rows& rows, const Weights& weights, uint8_t* output, size_t stride) {
   constexpr size_t units = 4 * Tile::kUnits;
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   Weights rest = weights;
   for (; rest.units >= units; rest.units -= units, rest.data += units * rest.words, output += units) {
-    if (rest.words == 2) {  // of a head of 64 channels
-      CountBytesOf64<2>(rows, rest.data, 2, output, stride);
-    } else {
-      CountBytesOf64<0>(rows, rest.data, rest.words, output, stride);
+    for (size_t row = 0; row < rows.count; ++row) {
+      __m512i counts[4];
+      Unroll<4>([&](int v) BINARYVIT_INLINE { counts[v] = _mm512_setzero_si512(); });
+      for (size_t word = 0; word < rest.words; ++word) {
+        const __m512i activation = _mm512_set1_epi32(static_cast<int>(rows.data[row * rows.stride + word]));
+        Unroll<4>([&](int v) BINARYVIT_INLINE {
+          const __m512i weight = _mm512_load_si512(rest.data + (static_cast<size_t>(v) * rest.words + word) * Tile::kUnits);
+          counts[v] = _mm512_add_epi32(counts[v], _mm512_popcnt_epi32(_mm512_xor_si512(activation, weight)));
+        });
+      }
+      const __m512i packed = _mm512_packus_epi16(_mm512_packus_epi32(counts[0], counts[1]),
+                                                 _mm512_packus_epi32(counts[2], counts[3]));
+      _mm512_storeu_si512(output + row * stride, _mm512_permutexvar_epi32(order, packed));
     }
   }
   if (rest.units > 0) CountBytesAll<Isa>(rows, rest, output, stride);
